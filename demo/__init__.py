@@ -1,0 +1,1 @@
+"""The picture world, and the small models trained on it."""
