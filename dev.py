@@ -1,0 +1,73 @@
+"""For developers: `python3 dev.py demo` draws pictures with CFG beside REG, `python3 dev.py test` runs the tests.
+
+The first command sets up an environment in a cache folder, once; `devtools/environment.py` says how.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+COMMANDS = {  # name: module, what it does
+    "demo": ("devtools.demo", "draw the same pictures with CFG and with REG in a real ComfyUI"),
+    "test": ("devtools.check", "lint, format check and tests; arguments go to pytest"),
+    "lab": ("lab", "measure guidance rules in worlds whose exact answer is known"),
+    "train": ("demo.train", "train a demo model"),
+    "quality": ("demo.quality", "measure guidance rules on the demo models"),
+    "bench": ("benchmarks", "measure what a guided step costs"),
+}
+
+
+def exists(module: str) -> bool:
+    """Whether this checkout has the module, as a file or as a package that can be run."""
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command and, untouched, the arguments that follow it."""
+    commands = {name: text for name, (module, text) in COMMANDS.items() if exists(module)}
+    parser = argparse.ArgumentParser(
+        prog="dev.py",
+        description=__doc__.split("\n\n")[0],
+        epilog="\n".join(f"  {name:8} {text}" for name, text in commands.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=commands, metavar="command", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command, which explains --help")
+    return parser.parse_args()
+
+
+def run(python: Path, comfyui: Path, module: str, arguments: list[str]) -> None:
+    """Become `python -m module` in the repository's root, with ComfyUI on the path; never returns.
+
+    ComfyUI comes before the repository, since both have a `nodes`; -P keeps the working folder from going first.
+    """
+    os.chdir(ROOT)
+    path = os.pathsep.join([str(comfyui), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"}
+    command = [str(python), "-P", "-m", module, *arguments]
+    if os.name == "nt":  # exec would give the prompt back at once there
+        sys.exit(subprocess.call(command, env=environment))
+    os.execve(python, command, environment)
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036 (whoever starts this with an older Python deserves a sentence)
+        sys.exit(f"dev.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}: try `python3.11 dev.py`.")
+    from devtools import environment
+
+    options = parse_arguments()
+    try:
+        python, comfyui = environment.prepare(train=options.command == "train")
+    except environment.SetupError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command goes on from here.")
+    run(python, comfyui, COMMANDS[options.command][0], options.arguments)
+
+
+if __name__ == "__main__":
+    main()
