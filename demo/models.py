@@ -90,10 +90,10 @@ def load(path: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
 def prompt_tokens(**attributes) -> torch.Tensor:
     """Tokens of a prompt, [1, 4, CONTEXT_DIM]: one token per attribute, one-hot where stated, zero where not.
 
-    Attributes: shape, colour, background, count, each one of its values in `world.ATTRIBUTES` or None.
+    Attributes: shape, colour, background, count, each one of its values in `world.ATTRIBUTES`.
     """
     index = [
-        values.index(attributes[name]) if attributes.get(name) is not None else -1
+        list(map(str, values)).index(str(attributes[name])) if name in attributes else -1
         for name, values in world.ATTRIBUTES.items()
     ]
     return encode_prompts(torch.tensor([index]))

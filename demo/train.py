@@ -62,7 +62,7 @@ class Training(lightning.LightningModule):
         self.sigmas = base.model_sampling.sigmas  # [1000]
         self.network = self.model  # or its compiled form
 
-    def loss(self, seed: tuple[int, ...]) -> torch.Tensor:
+    def loss(self, network: torch.nn.Module, seed: tuple[int, ...]) -> torch.Tensor:
         pictures, tokens = draw_training_batch(seed)
         generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
         timestep = torch.randint(len(self.sigmas), (BATCH,), generator=generator)
@@ -71,15 +71,15 @@ class Training(lightning.LightningModule):
         x = (pictures * models.PixelLatent.scale_factor + sigma * noise) / (sigma**2 + 1).sqrt()
         x, timestep, tokens, noise = (v.to(self.device) for v in (x, timestep, tokens, noise))
         x = x.to(memory_format=torch.channels_last)
-        return torch.nn.functional.mse_loss(self.network(x, timestep.float(), context=tokens).float(), noise)
+        return torch.nn.functional.mse_loss(network(x, timestep.float(), context=tokens).float(), noise)
 
     def training_step(self, batch, batch_index):
-        loss = self.loss((self.hparams.seed, self.global_step))
+        loss = self.loss(self.network, (self.hparams.seed, self.global_step))
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch, batch_index):
-        self.log("held_out_loss", self.loss((HELD_OUT_SEED, batch_index)), prog_bar=True, batch_size=BATCH)
+        self.log("held_out_loss", self.loss(self.model, (HELD_OUT_SEED, batch_index)), prog_bar=True, batch_size=BATCH)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01)
@@ -121,6 +121,7 @@ def main() -> None:
     lightning.seed_everything(arguments.seed)
     training = Training(arguments.seed, arguments.steps)
     if arguments.compile:
+        torch._dynamo.config.recompile_limit = 64  # ComfyUI's UNet runs its blocks through one function
         training.network = torch.compile(training.model)
     saved = sorted(arguments.work.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
     trainer = lightning.Trainer(

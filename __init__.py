@@ -1,0 +1,15 @@
+"""ComfyUI-REG: rectified gradient guidance for any model ComfyUI can load."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes.demo import REGDemoModel, REGDemoPrompt
+from .nodes.guidance import REGGuider, REGModel, REGSampler
+
+
+class REGExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [REGModel, REGGuider, REGSampler, REGDemoModel, REGDemoPrompt]
+
+
+async def comfy_entrypoint() -> REGExtension:
+    return REGExtension()

@@ -1,0 +1,1 @@
+"""Adapters between the maths and ComfyUI's sampling."""

@@ -1,0 +1,46 @@
+"""What a user can ask of REG, checked once, before anything is sampled."""
+
+import math
+from dataclasses import dataclass
+
+RECTIFICATIONS = ("elementwise", "jacobian")
+ESTIMATORS = ("auto", "backward", "difference")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options shared by every way in.
+
+    Raises:
+        ValueError: an option is out of range; the message names it and the remedy.
+    """
+
+    rectification: str = "elementwise"
+    estimator: str = "auto"
+    strength: float = 1.0  # 0 guidance as it was, 1 rectified, above 1 extrapolated
+    start_percent: float = 0.0  # ComfyUI's meaning: what model_sampling.percent_to_sigma takes
+    end_percent: float = 1.0
+    every: int = 1  # measure anew every n-th guided step
+    step: float = 0.0  # difference step over the latent's root mean square; 0 chooses
+
+    def __post_init__(self):
+        _require(self.rectification in RECTIFICATIONS, f"rectification must be one of {', '.join(RECTIFICATIONS)}")
+        _require(self.estimator in ESTIMATORS, f"estimator must be one of {', '.join(ESTIMATORS)}")
+        _require(_within(self.strength, 0, 4), f"strength must be between 0 and 4, not {self.strength}")
+        for name in ("start_percent", "end_percent"):
+            _require(_within(getattr(self, name), 0, 1), f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        _require(
+            self.start_percent <= self.end_percent,
+            f"start_percent ({self.start_percent}) comes after end_percent ({self.end_percent}): swap them",
+        )
+        _require(self.every >= 1, f"every must be 1 or more, not {self.every}")
+        _require(_within(self.step, 0, 1), f"step must be between 0 and 1, not {self.step}")
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return math.isfinite(value) and low <= value <= high
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(f"REG: {message}.")

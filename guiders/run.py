@@ -1,0 +1,182 @@
+"""One sampling run with rectified guidance: born when sampling starts, gone when it ends.
+
+Two hooks do the work, both on the run's own copy of the model options. `_on_conds` wraps the evaluation of the conds,
+where what the rectification needs is cheapest; `_on_guided` runs after every guidance rule and post-CFG patch, where
+the guidance term is known, and rectifies it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
+from torch import Tensor
+
+from ..reg import estimators, rectification
+from .lookahead import Ahead, CondsPass
+from .options import Options
+from .status import tell
+from .step import RECTIFIERS, Step
+
+KEY = "reg"
+
+
+def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict) -> None:
+    """Rectify the guidance of the run that is about to begin. `model_options` must be the run's own copy.
+
+    Raises:
+        ValueError: the latent does not fit the model.
+    """
+    if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model_options, is_model_options=True):
+        tell("is on this run twice; the one on the model is used")
+        return
+    _check_latent(guider.inner_model, noise)
+    run = Run(options, guider)
+    hooks = model_options.get("sampler_post_cfg_function", [])
+    model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
+    add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
+
+
+def _check_latent(model, noise: Tensor) -> None:
+    channels = model.latent_format.latent_channels
+    if noise.ndim >= 4 and noise.shape[1] != channels:
+        raise ValueError(
+            f"REG: the latent has {noise.shape[1]} channels and this model takes {channels}: "
+            "connect an empty latent, or one encoded by this model's own VAE."
+        )
+
+
+class Run:
+    """State of one run."""
+
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider):
+        self.options = options
+        self.rectifier = RECTIFIERS[options.rectification]
+        self.guided_cond = guider.conds.get("positive")
+        model = guider.inner_model
+        self.sampling = model.model_sampling
+        self.sigma_start = self.sampling.percent_to_sigma(options.start_percent)
+        self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
+        self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
+        self.backward = options.estimator != "difference"
+        self.copies = False  # does autograd need copies of what it saves?
+        self.guided_steps = 0
+        self.conds: list = []  # evaluated together last
+        self.ahead: Ahead | None = None
+        self.kept: Tensor | None = None  # what stands for the last measurement
+
+    def _is_active(self, sigma: Tensor) -> bool:
+        return self.sigma_end <= float(sigma.flatten()[0]) <= self.sigma_start
+
+    def _measures(self) -> bool:
+        """Does this guided step measure anew?"""
+        return self.kept is None or self.guided_steps % self.options.every == 0
+
+    def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
+        """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
+        guided = sum(cond is not None for cond in conds) > 1
+        if not guided or not self._is_active(sigma) or not self._measures() or "context_handler" in model_options:
+            return executor(model, conds, x, sigma, model_options, *args, **kwargs)
+        self.conds = conds
+        self.ahead = Ahead(conds[self._position()], x, sigma)
+        return self._look_ahead(CondsPass(executor, model, conds, x, sigma, model_options, self._position()))
+
+    def _look_ahead(self, conds: CondsPass) -> list[Tensor]:
+        evaluation = self._try_backward(lambda: self._evaluate_ahead(conds))
+        if evaluation is not None:
+            return conds.with_graph(evaluation)
+        if self.rectifier.looks_for == "ones" and conds.can_batch_a_probe():
+            out, self.ahead.jt_ones = conds.with_probe(self.relative_step)
+            return out
+        return conds.plain()
+
+    def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
+        evaluation = conds.graph(self.copies)
+        if self.rectifier.looks_for == "ones":
+            self.ahead.jt_ones = evaluation.pull_back(torch.ones_like(conds.x))
+        else:
+            self.ahead.evaluation = evaluation
+        return evaluation
+
+    def _position(self) -> int:
+        """Where the guided cond stands among those evaluated together; the first unless known better."""
+        return next((i for i, cond in enumerate(self.conds) if cond is self.guided_cond), 0)
+
+    def _on_guided(self, args: dict) -> Tensor:
+        """Post-CFG hook, last of all: the guided prediction with its guidance term rectified."""
+        ahead, self.ahead = self.ahead, None
+        if args["uncond"] is None or not self._is_active(args["sigma"]):
+            return args["denoised"]
+        if ahead is None or not ahead.serves(args["cond"], args["input"], args["sigma"]):
+            self.guided_cond = args["cond"]  # not the one looked at: this guider guides another, so look there next time
+            ahead = Ahead(args["cond"], args["input"], args["sigma"])
+        step = self._step(args, ahead)
+        if self._measures():
+            rectified, self.kept = self.rectifier.measure(step)
+        else:
+            rectified = self.kept * step.guidance
+        self.guided_steps += 1
+        rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
+        return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+
+    def _step(self, args: dict, ahead: Ahead) -> Step:
+        conds = CondsPass(
+            comfy.samplers.calc_cond_batch,
+            args["model"],
+            [None] * self._position() + [args["cond"]],
+            args["input"],
+            args["sigma"],
+            args["model_options"],
+            self._position(),
+        )
+        product = partial(self._product, conds, args["cond_denoised"], ahead)
+        return Step(
+            x=args["input"],
+            alpha=self._alpha(args["sigma"], args["input"]),
+            d_cond=args["cond_denoised"],
+            guidance=args["denoised"] - args["cond_denoised"],
+            strength=self.options.strength,
+            natural=not self.backward and not self.options.step,
+            jt_ones=lambda: product(torch.ones_like(args["input"])) if ahead.jt_ones is None else ahead.jt_ones,
+            product=product,
+            denoise_cond=conds.only,
+        )
+
+    def _alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
+        ones = torch.ones([len(sigma), *[1] * (x.ndim - 1)], device=x.device, dtype=x.dtype)
+        return self.sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)
+
+    def _product(self, conds: CondsPass, d_cond: Tensor, ahead: Ahead, v: Tensor) -> Tensor:
+        """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""
+
+        def pull_back() -> Tensor:
+            evaluation, ahead.evaluation = ahead.evaluation or conds.graph(self.copies), None
+            return evaluation.pull_back(v)
+
+        product = self._try_backward(pull_back)
+        if product is None:
+            probe = estimators.probe(conds.x, v, self.relative_step)
+            product = probe.product(d_cond, conds.only(probe.x))
+        return product
+
+    def _try_backward(self, attempt: Callable):
+        """The outcome of an attempt that differentiates; None, now and for the rest of the run, if it cannot be had."""
+        while self.backward:
+            try:
+                return attempt()
+            except Exception as error:
+                if not self.copies and "modified by an inplace operation" in str(error):
+                    self.copies = True
+                else:
+                    self._give_up_backward(error)
+        return None
+
+    def _give_up_backward(self, error: Exception) -> None:
+        self.backward = False
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if comfy.model_management.is_oom(error):
+            reason = "out of memory"
+            comfy.model_management.soft_empty_cache()
+        tell(f"no gradient through this model ({reason}); going on with estimator = difference")

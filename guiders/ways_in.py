@@ -1,0 +1,53 @@
+"""The ways a graph asks for rectified guidance: on the model, or on the sampler. A guider takes a model that has it."""
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from .options import Options
+from .run import KEY, start
+
+
+def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
+    """A clone of the model whose guidance is rectified, by any guider and sampler. The last one in a chain counts.
+
+    Raises:
+        ValueError: the model has no denoiser to look at.
+    """
+    if not hasattr(getattr(model, "model", None), "apply_model") or not hasattr(_sampling(model), "noise_scaling"):
+        raise ValueError("REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it.")
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
+    if options.strength > 0:
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _starting(options))
+    return model
+
+
+def _sampling(model: ModelPatcher):
+    return model.get_model_object("model_sampling")
+
+
+def _starting(options: Options):
+    """A SAMPLER_SAMPLE wrapper that begins a run; it holds options only, never state."""
+
+    def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        start(options, guider, noise, extra_args["model_options"])
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    return sample
+
+
+class RectifiedSampler(comfy.samplers.Sampler):
+    """Any sampler, with the guidance of its runs rectified."""
+
+    def __init__(self, sampler: comfy.samplers.Sampler, options: Options):
+        self.sampler = sampler
+        self.options = options
+
+    def __getattr__(self, name):
+        return getattr(self.sampler, name)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
+        if self.options.strength > 0:
+            start(self.options, model_wrap, noise, extra_args["model_options"])
+        return self.sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)

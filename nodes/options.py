@@ -1,0 +1,71 @@
+"""The inputs that every way in shares."""
+
+from comfy_api.latest import io
+
+from ..guiders.options import ESTIMATORS, RECTIFICATIONS
+
+
+def option_inputs() -> list:
+    """Inputs of the shared options, in the order of `guiders.options.Options`."""
+    return [
+        io.Combo.Input(
+            "rectification",
+            options=list(RECTIFICATIONS),
+            default="elementwise",
+            tooltip="How the guidance is corrected. elementwise: the paper's rule, a map that damps guidance where the "
+            "model does not respond. jacobian: the whole chain rule, at the same cost; stronger at high cfg.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=4.0,
+            step=0.05,
+            tooltip="0 leaves the guidance as it is, 1 rectifies it, values between blend, above 1 extrapolate.",
+        ),
+        io.Combo.Input(
+            "estimator",
+            options=list(ESTIMATORS),
+            default="auto",
+            advanced=True,
+            tooltip="How the model's Jacobian is measured. backward: exact, one reverse pass, more memory. difference: "
+            "one more forward pass, no gradients, works with every kernel and quantised weights. auto: backward, and "
+            "difference where it cannot be had.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip="Where in sampling rectification begins, as in ComfyUI's other nodes.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip="Where in sampling rectification ends, as in ComfyUI's other nodes.",
+        ),
+        io.Int.Input(
+            "every",
+            default=1,
+            min=1,
+            max=100,
+            advanced=True,
+            tooltip="Measure only every n-th guided step and reuse the last measurement between: cheaper, nearly as good.",
+        ),
+        io.Float.Input(
+            "step",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Step of the difference estimator, over the latent's own scale. 0 chooses: by the model's precision, "
+            "and for jacobian the step that the guidance itself makes.",
+        ),
+    ]
