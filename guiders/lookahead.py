@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts
 from torch import Tensor
@@ -41,6 +42,13 @@ class CondsPass:
     model_options: dict
     position: int  # of the guided cond
 
+    @classmethod
+    def of_guided_step(cls, args: dict, position: int) -> "CondsPass":
+        """The pass behind a post-CFG hook's arguments, to be made again: the guided cond where it stood, the other last."""
+        conds = [None] * position + [args["cond"], args["uncond"]]
+        calc = comfy.samplers.calc_cond_batch
+        return cls(calc, args["model"], conds, args["input"], args["sigma"], args["model_options"], position)
+
     def plain(self) -> list[Tensor]:
         """The predictions as ComfyUI makes them."""
         return self.calc(self.model, self.conds, self.x, self.sigma, self.model_options)
@@ -49,6 +57,11 @@ class CondsPass:
         """The guided cond's prediction at another latent."""
         conds = [cond if i == self.position else None for i, cond in enumerate(self.conds)]
         return self.calc(self.model, conds, x, self.sigma, model_options or self.model_options)[self.position]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The predictions of the guided cond and of the last one at another latent, in one batch if memory allows."""
+        out = self.calc(self.model, self.conds, x, self.sigma, self.model_options)
+        return out[self.position], out[-1]
 
     def graph(self, copies: bool) -> Evaluation:
         """The guided cond's prediction, with its graph; `copies` survives models that write into saved tensors."""

@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 
-RECTIFICATIONS = ("elementwise", "jacobian")
-ESTIMATORS = ("auto", "backward", "difference")
+from ..reg.profile import Profile
+from .step import RECTIFIERS
+
+RECTIFICATIONS = tuple(RECTIFIERS)
+ESTIMATORS = ("auto", "backward", "difference", "profile")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Options:
     end_percent: float = 1.0
     every: int = 1  # measure anew every n-th guided step
     step: float = 0.0  # difference step over the latent's root mean square; 0 chooses
+    skip_below: float = 0.0  # with a profile: leave out the unconditional pass where guidance does less than this
+    profile: Profile | None = None
 
     def __post_init__(self):
         _require(self.rectification in RECTIFICATIONS, f"rectification must be one of {', '.join(RECTIFICATIONS)}")
@@ -35,6 +40,15 @@ class Options:
         )
         _require(self.every >= 1, f"every must be 1 or more, not {self.every}")
         _require(_within(self.step, 0, 1), f"step must be between 0 and 1, not {self.step}")
+        _require(_within(self.skip_below, 0, 1), f"skip_below must be between 0 and 1, not {self.skip_below}")
+        _require(
+            self.profile is not None or self.estimator != "profile",
+            "estimator = profile needs a profile: connect REG Load Profile or REG Calibrate",
+        )
+        _require(
+            self.profile is not None or self.skip_below == 0,
+            "skip_below needs a profile: connect REG Load Profile or REG Calibrate, or set it to 0",
+        )
 
 
 def _within(value: float, low: float, high: float) -> bool:

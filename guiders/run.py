@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappe
 from torch import Tensor
 
 from ..reg import estimators, rectification
+from ..reg.profile import Profile
 from .lookahead import Ahead, CondsPass
 from .options import Options
 from .status import tell
@@ -33,6 +34,8 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
         tell("is on this run twice; the one on the model is used")
         return
     _check_latent(guider.inner_model, noise)
+    if options.profile is not None:
+        check_profile(options.profile, guider.inner_model, noise)
     run = Run(options, guider)
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
@@ -48,11 +51,28 @@ def _check_latent(model, noise: Tensor) -> None:
         )
 
 
+def check_profile(profile: Profile, model, noise: Tensor) -> None:
+    """Refuse a profile that was measured on another kind of model. Raises ValueError."""
+    for name, here in describe(model, noise).items():
+        there = profile.about.get(name)
+        if there != here:
+            raise ValueError(
+                f"REG: this profile was measured on a model with {name} {there} and this one has {here}: "
+                "measure one for this model with REG Calibrate."
+            )
+
+
+def describe(model, noise: Tensor) -> dict[str, str]:
+    """What a profile must agree on with the model it is used on."""
+    return {"prediction": model.model_type.name, "channels": str(noise.shape[1])}
+
+
 class Run:
     """State of one run."""
 
     def __init__(self, options: Options, guider: comfy.samplers.CFGGuider):
         self.options = options
+        self.guider = guider
         self.rectifier = RECTIFIERS[options.rectification]
         self.guided_cond = guider.conds.get("positive")
         model = guider.inner_model
@@ -60,7 +80,7 @@ class Run:
         self.sigma_start = self.sampling.percent_to_sigma(options.start_percent)
         self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
         self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
-        self.backward = options.estimator != "difference"
+        self.backward = options.estimator in ("auto", "backward")
         self.copies = False  # does autograd need copies of what it saves?
         self.guided_steps = 0
         self.conds: list = []  # evaluated together last
@@ -72,18 +92,33 @@ class Run:
 
     def _measures(self) -> bool:
         """Does this guided step measure anew?"""
+        if self.options.estimator == "profile":
+            return False
         return self.kept is None or self.guided_steps % self.options.every == 0
 
     def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
         guided = sum(cond is not None for cond in conds) > 1
-        if not guided or not self._is_active(sigma) or not self._measures() or "context_handler" in model_options:
+        if not guided or not self._is_active(sigma) or "context_handler" in model_options:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         self.conds = conds
-        self.ahead = Ahead(conds[self._position()], x, sigma)
-        return self._look_ahead(CondsPass(executor, model, conds, x, sigma, model_options, self._position()))
+        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position())
+        if self._skips(sigma) and len(conds) == 2:
+            d_cond = here.only(x)
+            return [d_cond, d_cond.clone()]
+        return self._look_ahead(here) if self._measures() else here.plain()
+
+    def _skips(self, sigma: Tensor) -> bool:
+        """Does guidance do too little here, by the profile, to be worth an unconditional pass?"""
+        if not self.options.skip_below:
+            return False
+        effect = self.options.profile.at("effect", sigma.flatten()[:1].float())
+        return float(effect) * abs(self.guider.cfg - 1) < self.options.skip_below
 
     def _look_ahead(self, conds: CondsPass) -> list[Tensor]:
+        if self.rectifier.looks_for == "nothing":
+            return conds.plain()
+        self.ahead = Ahead(conds.conds[conds.position], conds.x, conds.sigma)
         evaluation = self._try_backward(lambda: self._evaluate_ahead(conds))
         if evaluation is not None:
             return conds.with_graph(evaluation)
@@ -113,35 +148,36 @@ class Run:
             self.guided_cond = args["cond"]  # not the one looked at: this guider guides another, so look there next time
             ahead = Ahead(args["cond"], args["input"], args["sigma"])
         step = self._step(args, ahead)
-        if self._measures():
-            rectified, self.kept = self.rectifier.measure(step)
-        else:
-            rectified = self.kept * step.guidance
+        rectified = self._rectify(step)
         self.guided_steps += 1
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
         return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
 
+    def _rectify(self, step: Step) -> Tensor:
+        if self._measures():
+            rectified, self.kept = self.rectifier.measure(step)
+            return rectified
+        if self.options.estimator == "profile":
+            self.kept = self.rectifier.profiled(self.options.profile, step)
+        return self.rectifier.reuse(self.kept, step)
+
     def _step(self, args: dict, ahead: Ahead) -> Step:
-        conds = CondsPass(
-            comfy.samplers.calc_cond_batch,
-            args["model"],
-            [None] * self._position() + [args["cond"]],
-            args["input"],
-            args["sigma"],
-            args["model_options"],
-            self._position(),
-        )
+        conds = CondsPass.of_guided_step(args, self._position())
         product = partial(self._product, conds, args["cond_denoised"], ahead)
         return Step(
             x=args["input"],
+            sigma=args["sigma"],
             alpha=self._alpha(args["sigma"], args["input"]),
             d_cond=args["cond_denoised"],
+            d_uncond=args["uncond_denoised"],
             guidance=args["denoised"] - args["cond_denoised"],
             strength=self.options.strength,
+            relative_step=self.relative_step,
             natural=not self.backward and not self.options.step,
             jt_ones=lambda: product(torch.ones_like(args["input"])) if ahead.jt_ones is None else ahead.jt_ones,
             product=product,
             denoise_cond=conds.only,
+            denoise_both=conds.both,
         )
 
     def _alpha(self, sigma: Tensor, x: Tensor) -> Tensor:

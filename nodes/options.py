@@ -4,6 +4,8 @@ from comfy_api.latest import io
 
 from ..guiders.options import ESTIMATORS, RECTIFICATIONS
 
+PROFILE = io.Custom("REG_PROFILE")
+
 
 def option_inputs() -> list:
     """Inputs of the shared options, in the order of `guiders.options.Options`."""
@@ -13,7 +15,8 @@ def option_inputs() -> list:
             options=list(RECTIFICATIONS),
             default="elementwise",
             tooltip="How the guidance is corrected. elementwise: the paper's rule, a map that damps guidance where the "
-            "model does not respond. jacobian: the whole chain rule, at the same cost; stronger at high cfg.",
+            "model does not respond. jacobian: the whole chain rule, at the same cost; stronger at high cfg. ratio "
+            "(experimental): one number per picture, from how much the prompt narrows what can be seen.",
         ),
         io.Float.Input(
             "strength",
@@ -30,7 +33,7 @@ def option_inputs() -> list:
             advanced=True,
             tooltip="How the model's Jacobian is measured. backward: exact, one reverse pass, more memory. difference: "
             "one more forward pass, no gradients, works with every kernel and quantised weights. auto: backward, and "
-            "difference where it cannot be had.",
+            "difference where it cannot be had. profile: no extra pass, from a profile measured before.",
         ),
         io.Float.Input(
             "start_percent",
@@ -67,5 +70,20 @@ def option_inputs() -> list:
             advanced=True,
             tooltip="Step of the difference estimator, over the latent's own scale. 0 chooses: by the model's precision, "
             "and for jacobian the step that the guidance itself makes.",
+        ),
+        io.Float.Input(
+            "skip_below",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.005,
+            advanced=True,
+            tooltip="With a profile: leave out the unconditional pass where guidance would change the prediction by less "
+            "than this part of it, so that a guided run costs less than CFG. 0 never leaves it out.",
+        ),
+        PROFILE.Input(
+            "profile",
+            optional=True,
+            tooltip="Needed by estimator = profile and by skip_below; from REG Calibrate or REG Load Profile.",
         ),
     ]
