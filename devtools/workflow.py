@@ -9,6 +9,7 @@ from pathlib import Path
 
 NEVER, BYPASS = 2, 4  # node modes
 NOTES = ("Note", "MarkdownNote")
+CONTROL = "control_after_generate"  # a widget that the browser puts after a seed; the server does not know it
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -34,21 +35,34 @@ def convert(node: dict, origin: dict, object_info: dict) -> dict:
         raise WorkflowError(f"node {node['id']} is a {kind}, which this server does not have")
     if node.get("mode") == BYPASS:
         raise WorkflowError(f"node {node['id']} ({kind}) is bypassed; remove it from the workflow")
-    values = dict(zip(widgets(object_info[kind]), node.get("widgets_values", []), strict=True))
     links = {slot["name"]: origin[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
-    inputs = {name: value for name, value in (values | links).items() if name is not None}
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": node.get("title", kind)}}
+    return {
+        "class_type": kind,
+        "inputs": widget_values(node, object_info[kind]) | links,
+        "_meta": {"title": node.get("title", kind)},
+    }
 
 
-def widgets(info: dict) -> Iterator[str | None]:
-    """Names of a node's widgets in the order of their saved values; None is a control the browser adds after a seed."""
+def widget_values(node: dict, info: dict) -> dict:
+    """Values by name. A widget that the node got after the workflow was saved has its default, as in the browser."""
+    defaults = list(widgets(info))
+    saved = node.get("widgets_values", [])
+    if len(saved) > len(defaults):
+        raise WorkflowError(f"node {node['id']} ({node['type']}) has {len(saved)} values for {len(defaults)} widgets")
+    values = [*saved, *(default for _, default in defaults[len(saved) :])]
+    return {name: value for (name, _), value in zip(defaults, values, strict=True) if name != CONTROL}
+
+
+def widgets(info: dict) -> Iterator[tuple[str, object]]:
+    """Names and defaults of a node's widgets, in the order of their saved values."""
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
             kind, options = (*info["input"][group][name], {})[:2]
+            choices = kind if isinstance(kind, list) else options.get("options", [None])
             if (kind in WIDGETS or isinstance(kind, list)) and not options.get("forceInput"):
-                yield name
-                if options.get("control_after_generate"):
-                    yield None
+                yield name, options.get("default", next(iter(choices), None))
+                if options.get(CONTROL):
+                    yield CONTROL, "fixed"
 
 
 def node_titled(prompt: dict, title: str) -> str:
