@@ -7,7 +7,8 @@ import sys
 def main() -> int:
     """Run all three whatever the first ones say; the exit code is the first that is not zero."""
     python = [sys.executable, "-P", "-m"]
-    checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *sys.argv[1:]]]
+    concise = ["--output-format", "concise"]
+    checks = [["ruff", "check", *concise], ["ruff", "format", "--check", *concise], ["pytest", *sys.argv[1:]]]
     codes = []
     for check in checks:
         print("$", *check, flush=True)

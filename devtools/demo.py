@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import workflow
-from .client import Client
-from .server import PACK, Server
+from .client import Client, PromptError
+from .server import PACK, Server, ServerError
 
 WORKFLOW = PACK / "workflows" / "demo.json"
 PROMPTS = (
@@ -146,6 +146,8 @@ def main() -> None:
         act(make_folder(options.output))
     except KeyboardInterrupt:
         sys.exit("Stopped.")
+    except (PromptError, ServerError) as error:
+        sys.exit(f"The demo failed: {error}")
 
 
 if __name__ == "__main__":

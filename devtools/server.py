@@ -48,10 +48,10 @@ class Server:
         return self.client
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        died = self.process.poll() is not None
+        died = isinstance(error, Exception) and self._ends_within(1)
         self.client.close()
         self._stop()
-        if died and isinstance(error, Exception):
+        if died:
             raise ServerError(self._explain("stopped by itself")) from error
 
     def _link_pack(self) -> None:
@@ -83,11 +83,16 @@ class Server:
     def _stop(self) -> None:
         """Ask the whole group to end, then insist."""
         kill_group(self.process, signal.SIGTERM)
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not self._ends_within(STOP_SECONDS):
             kill_group(self.process, getattr(signal, "SIGKILL", signal.SIGTERM))
             self.process.wait()
+
+    def _ends_within(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _explain(self, what: str) -> str:
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
