@@ -6,7 +6,7 @@ is patched and nothing has to be restored.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -24,14 +24,30 @@ except ImportError:  # a ComfyUI without comfy-kitchen has nothing to replace
 ATTENTION_SLOT = "optimized_attention_override"
 
 
-def evaluate_with_graph(denoise: Callable, x: Tensor, weights: torch.nn.Module | None = None) -> Evaluation:
-    """Evaluate `denoise(x)` through a ComfyUI model so that vectors can be pulled back through it.
+def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, copies: bool = False) -> Evaluation:
+    """Evaluate `denoise(x)`, which runs ComfyUI's `network`, so that vectors can be pulled back through it.
 
-    `weights` asks for a pass that survives a model that writes into tensors autograd saved: every saved tensor but the
-    module's own is copied. It costs memory, so it is for models that failed without it.
+    `copies` asks for a pass that survives a network that writes into tensors autograd saved: every saved tensor but its
+    own weights is copied. It costs memory, so it is for networks that failed without it.
+
+    Raises:
+        RuntimeError: the network's output keeps no gradient. (D would have one all the same, through its own x.)
     """
-    with _copied_activations(weights) if weights is not None else nullcontext(), DifferentiableCalls():
+    with _copied_activations(network) if copies else nullcontext(), _must_keep_gradient(network), DifferentiableCalls():
         return evaluate(denoise, x)
+
+
+@contextmanager
+def _must_keep_gradient(network: torch.nn.Module):
+    def check(module, arguments, output):
+        if not any(part.requires_grad for part in (output if isinstance(output, (list, tuple)) else [output])):
+            raise RuntimeError("the network's output does not require grad")
+
+    handle = network.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class DifferentiableCalls(TorchFunctionMode):
@@ -70,9 +86,9 @@ def _eager(func):
     return getattr(kitchen, func.__name__.split(".")[0], func)
 
 
-def _copied_activations(weights: torch.nn.Module) -> saved_tensors_hooks:
+def _copied_activations(network: torch.nn.Module) -> saved_tensors_hooks:
     """Autograd saves copies of activations, which later writes cannot reach, and the weights themselves."""
-    own = {w.untyped_storage().data_ptr() for w in weights.parameters()}
+    own = {w.untyped_storage().data_ptr() for w in network.parameters()}
     return saved_tensors_hooks(lambda t: t if t.untyped_storage().data_ptr() in own else t.clone(), lambda t: t)
 
 

@@ -1,7 +1,8 @@
 """What is had for less when the conds are evaluated than after: the graph of D_c, and a probe in the same batch."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.samplers
 import torch
@@ -41,6 +42,7 @@ class CondsPass:
     sigma: Tensor
     model_options: dict
     position: int  # of the guided cond
+    passes: Counter = field(default_factory=Counter)  # every evaluation of a cond is counted as "forward"
 
     @classmethod
     def of_guided_step(cls, args: dict, position: int) -> "CondsPass":
@@ -51,28 +53,27 @@ class CondsPass:
 
     def plain(self) -> list[Tensor]:
         """The predictions as ComfyUI makes them."""
-        return self.calc(self.model, self.conds, self.x, self.sigma, self.model_options)
+        return self._evaluate(self.conds, self.x)
 
     def only(self, x: Tensor, model_options: dict | None = None) -> Tensor:
         """The guided cond's prediction at another latent."""
         conds = [cond if i == self.position else None for i, cond in enumerate(self.conds)]
-        return self.calc(self.model, conds, x, self.sigma, model_options or self.model_options)[self.position]
+        return self._evaluate(conds, x, model_options)[self.position]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions of the guided cond and of the last one at another latent, in one batch if memory allows."""
-        out = self.calc(self.model, self.conds, x, self.sigma, self.model_options)
+        out = self._evaluate(self.conds, x)
         return out[self.position], out[-1]
 
     def graph(self, copies: bool) -> Evaluation:
         """The guided cond's prediction, with its graph; `copies` survives models that write into saved tensors."""
         options = with_differentiable_attention(self.model_options)
-        weights = self.model.diffusion_model if copies else None
-        return evaluate_with_graph(lambda x: self.only(x, options), self.x, weights)
+        return evaluate_with_graph(lambda x: self.only(x, options), self.x, self.model.diffusion_model, copies)
 
     def with_graph(self, evaluation: Evaluation) -> list[Tensor]:
         """The predictions, the guided one taken from `evaluation`: the others keep no graph."""
         others = [None if i == self.position else cond for i, cond in enumerate(self.conds)]
-        out = self.calc(self.model, others, self.x, self.sigma, self.model_options)
+        out = self._evaluate(others, self.x)
         out[self.position] = evaluation.denoised.detach()
         return out
 
@@ -87,15 +88,21 @@ class CondsPass:
         h = 1 / probe.scale
         options = self._moving(len(self.conds), h)
         conds = [*self.conds, self.conds[self.position]]
-        *out, moved = self.calc(self.model, conds, self.x, self.sigma, options)
+        *out, moved = self._evaluate(conds, self.x, options)
         return out, probe.product(out[self.position], moved)
+
+    def _evaluate(self, conds: Conds, x: Tensor, model_options: dict | None = None) -> list[Tensor]:
+        self.passes["forward"] += sum(cond is not None for cond in conds)
+        return self.calc(self.model, conds, x, self.sigma, model_options or self.model_options)
 
     def _moving(self, index: int, h: Tensor) -> dict:
         """Model options under which the cond at `index` is evaluated at x + h, and passes for the guided one."""
 
         def move(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
             chunks = transformer_options["cond_or_uncond"]
-            x = torch.cat([part + h if i == index else part for i, part in zip(chunks, x.chunk(len(chunks)), strict=True)])
+            x = torch.cat(
+                [part + h if i == index else part for i, part in zip(chunks, x.chunk(len(chunks)), strict=True)]
+            )
             seen = [self.position if i == index else i for i in chunks]
             options = {**transformer_options, "cond_or_uncond": seen}
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
