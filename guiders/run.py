@@ -18,21 +18,24 @@ from ..reg import estimators, rectification
 from ..reg.profile import Profile
 from .lookahead import Ahead, CondsPass
 from .options import Options
-from .status import tell
+from .record import Recorder, method, recorder
+from .status import LiveLine, tell
 from .step import RECTIFIERS, Step
 
 KEY = "reg"
 
 
-def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict) -> None:
+def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict) -> Recorder:
     """Rectify the guidance of the run that is about to begin. `model_options` must be the run's own copy.
+
+    Gives the run's recorder, to be told how the run ends.
 
     Raises:
         ValueError: the latent does not fit the model.
     """
     if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model_options, is_model_options=True):
         tell("is on this run twice; the one on the model is used")
-        return
+        return Recorder(options, guider, on=False)
     _check_latent(guider.inner_model, noise)
     if options.profile is not None:
         check_profile(options.profile, guider.inner_model, noise)
@@ -40,6 +43,7 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
     add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
+    return run.recorder
 
 
 def _check_latent(model, noise: Tensor) -> None:
@@ -83,9 +87,12 @@ class Run:
         self.backward = options.estimator in ("auto", "backward")
         self.copies = False  # does autograd need copies of what it saves?
         self.guided_steps = 0
+        self.measuring = False  # are the conds evaluated by us?
         self.conds: list = []  # evaluated together last
         self.ahead: Ahead | None = None
         self.kept: Tensor | None = None  # what stands for the last measurement
+        self.recorder = recorder(options, guider)
+        self.live = LiveLine(self.recorder.kept_name)
 
     def _is_active(self, sigma: Tensor) -> bool:
         return self.sigma_end <= float(sigma.flatten()[0]) <= self.sigma_start
@@ -98,12 +105,16 @@ class Run:
 
     def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
-        guided = sum(cond is not None for cond in conds) > 1
-        if not guided or not self._is_active(sigma) or "context_handler" in model_options:
+        count, passes = sum(cond is not None for cond in conds), self.recorder.passes
+        if not self.measuring:
+            passes.update(cond=min(count, 1), uncond=max(count - 1, 0))
+        if self.measuring or count < 2 or not self._is_active(sigma) or "context_handler" in model_options:
+            passes["forward"] += count
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         self.conds = conds
-        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position())
+        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position(), passes)
         if self._skips(sigma) and len(conds) == 2:
+            passes["uncond"] -= 1
             d_cond = here.only(x)
             return [d_cond, d_cond.clone()]
         return self._look_ahead(here) if self._measures() else here.plain()
@@ -130,7 +141,7 @@ class Run:
     def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
         evaluation = conds.graph(self.copies)
         if self.rectifier.looks_for == "ones":
-            self.ahead.jt_ones = evaluation.pull_back(torch.ones_like(conds.x))
+            self.ahead.jt_ones = self._pull_back(evaluation, torch.ones_like(conds.x))
         else:
             self.ahead.evaluation = evaluation
         return evaluation
@@ -145,12 +156,17 @@ class Run:
         if args["uncond"] is None or not self._is_active(args["sigma"]):
             return args["denoised"]
         if ahead is None or not ahead.serves(args["cond"], args["input"], args["sigma"]):
-            self.guided_cond = args["cond"]  # not the one looked at: this guider guides another, so look there next time
+            self.guided_cond = args[
+                "cond"
+            ]  # not the one looked at: this guider guides another, so look there next time
             ahead = Ahead(args["cond"], args["input"], args["sigma"])
         step = self._step(args, ahead)
+        self.measuring = True
         rectified = self._rectify(step)
+        self.measuring = False
         self.guided_steps += 1
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
+        self._report(step, rectified)
         return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
 
     def _rectify(self, step: Step) -> Tensor:
@@ -160,6 +176,18 @@ class Run:
         if self.options.estimator == "profile":
             self.kept = self.rectifier.profiled(self.options.profile, step)
         return self.rectifier.reuse(self.kept, step)
+
+    def _report(self, step: Step, rectified: Tensor) -> None:
+        """Tell the recorder and the live line of a step."""
+        self.recorder.estimator = self._estimator()
+        self.recorder.step(step, rectified, self.kept)
+        self.live.step(self.kept, method(self.options.rectification, self.recorder.estimator, self.recorder.fallback))
+
+    def _estimator(self) -> str:
+        """The estimator in use."""
+        if self.options.estimator == "profile":
+            return "profile"
+        return "backward" if self.backward and self.rectifier.looks_for != "nothing" else "difference"
 
     def _step(self, args: dict, ahead: Ahead) -> Step:
         conds = CondsPass.of_guided_step(args, self._position())
@@ -189,12 +217,17 @@ class Run:
 
         def pull_back() -> Tensor:
             evaluation, ahead.evaluation = ahead.evaluation or conds.graph(self.copies), None
-            return evaluation.pull_back(v)
+            return self._pull_back(evaluation, v)
 
         product = self._try_backward(pull_back)
         if product is None:
             probe = estimators.probe(conds.x, v, self.relative_step)
             product = probe.product(d_cond, conds.only(probe.x))
+        return product
+
+    def _pull_back(self, evaluation: estimators.Evaluation, v: Tensor) -> Tensor:
+        product = evaluation.pull_back(v)
+        self.recorder.passes["reverse"] += 1
         return product
 
     def _try_backward(self, attempt: Callable):
@@ -215,4 +248,5 @@ class Run:
         if comfy.model_management.is_oom(error):
             reason = "out of memory"
             comfy.model_management.soft_empty_cache()
+        self.recorder.fallback = f"no gradient: {reason}"
         tell(f"no gradient through this model ({reason}); going on with estimator = difference")

@@ -31,8 +31,10 @@ def _starting(options: Options):
     """A SAMPLER_SAMPLE wrapper that begins a run; it holds options only, never state."""
 
     def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
-        start(options, guider, noise, extra_args["model_options"])
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        recorder = start(options, guider, noise, extra_args["model_options"])
+        samples = executor(guider, sigmas, extra_args, recorder.watching(callback), noise, *args, **kwargs)
+        recorder.finish(samples)
+        return samples
 
     return sample
 
@@ -48,6 +50,10 @@ class RectifiedSampler(comfy.samplers.Sampler):
         return getattr(self.sampler, name)
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
-        if self.options.strength > 0:
-            start(self.options, model_wrap, noise, extra_args["model_options"])
-        return self.sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+        if self.options.strength == 0:
+            return self.sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+        recorder = start(self.options, model_wrap, noise, extra_args["model_options"])
+        watch = recorder.watching(callback)
+        samples = self.sampler.sample(model_wrap, sigmas, extra_args, watch, noise, *args, **kwargs)
+        recorder.finish(samples)
+        return samples

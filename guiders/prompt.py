@@ -1,0 +1,43 @@
+"""The graph that the server is executing, seen from the node that is being executed."""
+
+from comfy_execution.graph import DynamicPrompt
+from comfy_execution.graph_utils import is_link
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
+
+REPORT = "REGReport"  # node id of the report
+
+
+def report_follows() -> bool:
+    """Does a report stand downstream of the node that is being executed? False outside a server."""
+    prompt, node = _here()
+    if prompt is None:
+        return False
+    reports = [n for n in prompt.all_node_ids() if prompt.get_node(n)["class_type"] == REPORT]
+    places = {node, prompt.get_real_node_id(node)}  # a node that another one expanded to stands where that one stands
+    return any(places & upstream(prompt, report) for report in reports)
+
+
+def rectification_precedes() -> bool:
+    """Does a node that rectifies guidance stand upstream of the one that is being executed? True outside a server."""
+    prompt, node = _here()
+    return prompt is None or any("rectification" in prompt.get_node(n)["inputs"] for n in upstream(prompt, node))
+
+
+def upstream(prompt: DynamicPrompt, node: str) -> set[str]:
+    """Every node that the given one is made from."""
+    found, left = set(), [node]
+    while left:
+        inputs = prompt.get_node(left.pop())["inputs"].values()
+        new = {value[0] for value in inputs if is_link(value) and prompt.has_node(value[0])} - found
+        found |= new
+        left.extend(new)
+    return found
+
+
+def _here() -> tuple[DynamicPrompt | None, str]:
+    """The prompt and the node being executed."""
+    context, state = get_executing_context(), get_progress_state()
+    if context is None or state.prompt_id != context.prompt_id or not state.dynprompt.has_node(context.node_id):
+        return None, ""
+    return state.dynprompt, context.node_id
