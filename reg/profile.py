@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,5 +69,5 @@ def load(path: Path) -> Profile:
                 raise KeyError("format")
             about = json.loads(file.metadata()["about"])
             return Profile(*(file.get_tensor(name) for name in ("sigmas", *CURVES)), about)
-    except (KeyError, OSError, RuntimeError, json.JSONDecodeError) as error:
+    except (KeyError, OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"REG: {Path(path).name} is not a profile: choose a file saved by REG Save Profile.") from error
