@@ -71,7 +71,7 @@ def field(seed: int, share: float, n: int = 32) -> Pair:
     )
 
 
-def mixed_field(seed: int, share: float, n: int = 32, count: int = 4, components: int = 3) -> Pair:
+def mixed_field(seed: int, share: float, n: int = 32, count: int = 3, components: int = 2) -> Pair:
     """One class of a mixture of fields against all classes: picture-like, and not Gaussian.
 
     Half of `share` moves whole classes, half the components within a class; spectra differ in steepness, so that

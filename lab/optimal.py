@@ -161,3 +161,27 @@ def _kernel(x: Tensor, axis: Tensor, sigma: float) -> Tensor:
     """N(x; axis, sigma²) up to a factor for each row, [batch, nodes]."""
     squares = (x[:, None] - axis).square()
     return torch.exp((squares.amin(-1, keepdim=True) - squares) / (2 * sigma**2))
+
+
+class PoolTarget:
+    """p(x0|y) R_0(x0) / Z as a weighted pool of p(x0|y): samples and masses in any dimension, no denoiser."""
+
+    def __init__(self, pair: Pair, w: float, size: int = 6000, seed: int = 0):
+        self.points = pair.cond.sample(size, torch.Generator().manual_seed(seed))
+        self.mass = torch.cat([pair.log_reward(part, w) for part in self.points.split(500)]).softmax(0)
+
+    @property
+    def effective_size(self) -> float:
+        """How many unweighted samples the pool is worth (Kish): 1 / Σ mass²."""
+        return 1 / self.mass.square().sum().item()
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points of the pool by their weights, [n, ...]."""
+        return self.points[torch.multinomial(self.mass, n, replacement=True, generator=generator)]
+
+    def component_mass(self, mixture: GaussianMixture) -> Tensor:
+        """How much of the target belongs to each component of a mixture, [k]."""
+        return sum(m @ mixture.responsibilities(p) for m, p in self._parts())
+
+    def _parts(self):
+        return zip(self.mass.split(500), self.points.split(500), strict=True)

@@ -125,7 +125,7 @@ def paper_line() -> Pair:
     return Pair(line([1, 1], [0.5, 1.5], [0.25, 0.25]), line([1, 1], [-1.0, 1.0], [0.5, 0.5]))
 
 
-def classes(seed: int, dimension: int = 2, count: int = 4, components: int = 2, spread: float = 1.5) -> Pair:
+def classes(seed: int, dimension: int = 2, count: int = 4, components: int = 2, spread: float = 1.0) -> Pair:
     """One class of a random mixture against all of them, as Bayes has it: p(x0) = Σ_y p(y) p(x0|y).
 
     The centres of a class lie together; standard deviations lie between 0.2 and 0.5 along random axes.
