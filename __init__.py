@@ -4,11 +4,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
+from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
+from .nodes.schedule import REGSchedule
 
 
 class REGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [REGModel, REGGuider, REGSampler, REGDemoModel, REGDemoPrompt]
+        return [REGModel, REGGuider, REGSampler, REGSchedule, REGCalibrate, REGSaveProfile, REGLoadProfile, REGDemoModel, REGDemoPrompt]
 
 
 async def comfy_entrypoint() -> REGExtension:

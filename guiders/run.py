@@ -19,6 +19,7 @@ from ..reg.profile import Profile
 from .lookahead import Ahead, CondsPass
 from .options import Options
 from .record import Recorder, method, recorder
+from .schedule import follow
 from .status import LiveLine, tell
 from .step import RECTIFIERS, Step
 
@@ -35,6 +36,10 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     """
     if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model_options, is_model_options=True):
         tell("is on this run twice; the one on the model is used")
+        return Recorder(options, guider, on=False)
+    if options.schedule is not None:
+        follow(options.schedule, guider, model_options)
+    if options.strength == 0:
         return Recorder(options, guider, on=False)
     _check_latent(guider.inner_model, noise)
     if options.profile is not None:
@@ -69,6 +74,12 @@ def check_profile(profile: Profile, model, noise: Tensor) -> None:
 def describe(model, noise: Tensor) -> dict[str, str]:
     """What a profile must agree on with the model it is used on."""
     return {"prediction": model.model_type.name, "channels": str(noise.shape[1])}
+
+
+def alpha(sampling, sigma: Tensor, x: Tensor) -> Tensor:
+    """What multiplies the clean latent in x at sigma [batch], by the model's own `noise_scaling`: [batch, 1, ...]."""
+    ones = torch.ones([len(sigma), *[1] * (x.ndim - 1)], device=x.device, dtype=x.dtype)
+    return sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)
 
 
 class Run:
@@ -195,7 +206,7 @@ class Run:
         return Step(
             x=args["input"],
             sigma=args["sigma"],
-            alpha=self._alpha(args["sigma"], args["input"]),
+            alpha=alpha(self.sampling, args["sigma"], args["input"]),
             d_cond=args["cond_denoised"],
             d_uncond=args["uncond_denoised"],
             guidance=args["denoised"] - args["cond_denoised"],
@@ -207,10 +218,6 @@ class Run:
             denoise_cond=conds.only,
             denoise_both=conds.both,
         )
-
-    def _alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
-        ones = torch.ones([len(sigma), *[1] * (x.ndim - 1)], device=x.device, dtype=x.dtype)
-        return self.sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)
 
     def _product(self, conds: CondsPass, d_cond: Tensor, ahead: Ahead, v: Tensor) -> Tensor:
         """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""
