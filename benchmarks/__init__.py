@@ -1,0 +1,1 @@
+"""What REG costs: `python3 dev.py bench`."""
