@@ -10,7 +10,17 @@ from .nodes.schedule import REGSchedule
 
 class REGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [REGModel, REGGuider, REGSampler, REGSchedule, REGCalibrate, REGSaveProfile, REGLoadProfile, REGDemoModel, REGDemoPrompt]
+        return [
+            REGModel,
+            REGGuider,
+            REGSampler,
+            REGSchedule,
+            REGCalibrate,
+            REGSaveProfile,
+            REGLoadProfile,
+            REGDemoModel,
+            REGDemoPrompt,
+        ]
 
 
 async def comfy_entrypoint() -> REGExtension:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..reg.profile import Profile
+from .schedule import GuidanceSchedule
 from .step import RECTIFIERS
 
 RECTIFICATIONS = tuple(RECTIFIERS)
@@ -27,6 +28,7 @@ class Options:
     step: float = 0.0  # difference step over the latent's root mean square; 0 chooses
     skip_below: float = 0.0  # with a profile: leave out the unconditional pass where guidance does less than this
     profile: Profile | None = None
+    schedule: GuidanceSchedule | None = None  # of the guidance itself, rectified or not
 
     def __post_init__(self):
         _require(self.rectification in RECTIFICATIONS, f"rectification must be one of {', '.join(RECTIFICATIONS)}")
@@ -49,6 +51,11 @@ class Options:
             self.profile is not None or self.skip_below == 0,
             "skip_below needs a profile: connect REG Load Profile or REG Calibrate, or set it to 0",
         )
+
+    @property
+    def change_nothing(self) -> bool:
+        """Is a run with these options a run without?"""
+        return self.strength == 0 and self.schedule is None
 
 
 def _within(value: float, low: float, high: float) -> bool:

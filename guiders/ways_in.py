@@ -18,7 +18,7 @@ def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
         raise ValueError("REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it.")
     model = model.clone()
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    if options.strength > 0:
+    if not options.change_nothing:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _starting(options))
     return model
 
@@ -50,7 +50,7 @@ class RectifiedSampler(comfy.samplers.Sampler):
         return getattr(self.sampler, name)
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
-        if self.options.strength == 0:
+        if self.options.change_nothing:
             return self.sampler.sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
         recorder = start(self.options, model_wrap, noise, extra_args["model_options"])
         watch = recorder.watching(callback)

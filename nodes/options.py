@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..guiders.options import ESTIMATORS, RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
+SCHEDULE = io.Custom("REG_SCHEDULE")
 
 
 def option_inputs() -> list:
@@ -85,5 +86,10 @@ def option_inputs() -> list:
             "profile",
             optional=True,
             tooltip="Needed by estimator = profile and by skip_below; from REG Calibrate or REG Load Profile.",
+        ),
+        SCHEDULE.Input(
+            "schedule",
+            optional=True,
+            tooltip="A guidance scale that changes over the run, in place of the cfg set elsewhere; from REG Schedule.",
         ),
     ]

@@ -1,0 +1,126 @@
+"""Guidance that changes over a run: the cfg of every evaluation, set from a schedule."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
+from torch import Tensor
+
+from ..reg import schedules
+
+SHAPES = ("constant", "linear", "cosine", "interval")
+KEY = "reg schedule"
+RESOLUTION = 1 << 20  # of percent
+SINGLE = 1e-6  # sigmas come in single precision: an end that is a step's sigma must include it
+
+ToSigma = Callable[[float], float]  # model_sampling.percent_to_sigma
+
+
+@dataclass(frozen=True)
+class GuidanceSchedule:
+    """A cfg for every moment of a run. It stands in place of the guider's own cfg.
+
+    cfg means what it means in ComfyUI, D_u + cfg (D_c − D_u), with REG and without: w = cfg − 1. (The authors' programs
+    read their scale as w in REG runs and, in some plain runs, as cfg: see `reg.schedules` and the tests.)
+
+    Raises:
+        ValueError: the schedule is empty, or a value is out of range; the message names it and the remedy.
+    """
+
+    shape: str
+    cfg: float
+    cfg_end: float = 1.0  # linear: at the end
+    power: float = 4.0  # cosine
+    start_percent: float = 0.0  # interval, both ends included
+    end_percent: float = 1.0
+
+    def __post_init__(self):
+        _require(self.shape in SHAPES, f"a schedule is one of {', '.join(SHAPES)}, not {self.shape}")
+        for name in ("cfg", "cfg_end"):
+            value = getattr(self, name)
+            _require(0 <= value <= 100, f"{name} of a schedule must be between 0 and 100, not {value}")
+        _require(0 < self.power <= 100, f"power of a schedule must be above 0 and at most 100, not {self.power}")
+        for name in ("start_percent", "end_percent"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} of a schedule must be between 0 and 1, not {value}")
+        _require(
+            self.start_percent <= self.end_percent,
+            f"the schedule's start_percent ({self.start_percent}) comes after its end_percent ({self.end_percent}): "
+            "swap them",
+        )
+        _require(
+            self.start_percent < self.end_percent,
+            f"the schedule is empty, it starts and ends at {self.start_percent}: move one of its ends",
+        )
+        _require(
+            self.cfg != 1 or (self.shape == "linear" and self.cfg_end != 1),
+            "the schedule is empty, its cfg is 1 at every step: raise cfg, or disconnect it",
+        )
+
+    def rule(self, to_sigma: ToSigma) -> schedules.Schedule:
+        """(percent, sigma) -> w, for a model whose percent is that sigma."""
+        w = self.cfg - 1
+        if self.shape == "constant":
+            return schedules.constant(w)
+        if self.shape == "linear":
+            return schedules.linear(w, self.cfg_end - 1)
+        if self.shape == "cosine":
+            return schedules.cosine(w, self.power)
+        low, high = to_sigma(self.end_percent), to_sigma(self.start_percent)
+        return schedules.interval(w, low * (1 - SINGLE), high * (1 + SINGLE))
+
+    def cfg_by_sigma(self, to_sigma: ToSigma) -> Callable[[float], float]:
+        """sigma -> cfg, for a model."""
+        rule = self.rule(to_sigma)
+        return lambda sigma: 1 + rule(percent_of(sigma, to_sigma), sigma)
+
+    def curve(self, count: int = 501) -> tuple[Tensor, Tensor]:
+        """percent [count] and the cfg there [count]."""
+        percent = torch.linspace(0, 1, count, dtype=torch.float64)
+        rule = self.rule(lambda p: 1 - p)  # any decreasing sigma serves
+        return percent, torch.tensor([1 + rule(p, 1 - p) for p in percent.tolist()], dtype=torch.float64)
+
+
+def percent_of(sigma: float, to_sigma: ToSigma) -> float:
+    """The percent at which sigma is reached, by inverting percent_to_sigma: to a millionth."""
+    return bisect_left(range(RESOLUTION), -sigma, key=lambda i: -float(to_sigma(i / RESOLUTION))) / RESOLUTION
+
+
+def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_options: dict) -> None:
+    """Let the run that is about to begin follow the schedule. `model_options` must be the run's own copy.
+
+    The guider's cfg is set for each evaluation, so that cfg = 1 leaves out the unconditional pass. A guider with other
+    scales (dual CFG) does not look at it; the guidance term that it shows to the post-CFG hooks is scaled instead.
+    """
+    if get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True):
+        return  # the one on the model is used
+    cfg_by_sigma = cache(schedule.cfg_by_sigma(guider.inner_model.model_sampling.percent_to_sigma))
+
+    def predict_noise(executor, x, sigma, *args, **kwargs):
+        guider = executor.class_obj
+        own = guider.cfg
+        guider.cfg = cfg_by_sigma(float(sigma.flatten()[0]))
+        try:
+            return executor(x, sigma, *args, **kwargs)
+        finally:
+            guider.cfg = own
+
+    def scale(args: dict) -> Tensor:
+        wanted, had = cfg_by_sigma(float(args["sigma"].flatten()[0])), args["cond_scale"]
+        if math.isclose(wanted, had) or math.isclose(had, 1):
+            return args["denoised"]
+        return torch.lerp(args["cond_denoised"], args["denoised"], (wanted - 1) / (had - 1))
+
+    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True)
+    hooks = model_options.get("sampler_post_cfg_function", [])
+    model_options["sampler_post_cfg_function"] = [*hooks, scale]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(f"REG: {message}.")

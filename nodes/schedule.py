@@ -1,0 +1,107 @@
+"""Guidance that changes over a run."""
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..guiders.schedule import GuidanceSchedule
+from .options import SCHEDULE
+
+GROUND, INK, LINE = "#1e1e22", "#d8d8dc", "#6fb7ff"  # reads on ComfyUI's dark nodes and on its light ones
+
+
+class REGSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="REGSchedule",
+            display_name="REG Schedule",
+            category="model/sampling",
+            search_aliases=["guidance schedule", "cfg schedule", "guidance interval", "dynamic cfg", "REG"],
+            description="The guidance scale over the run, for the schedule input of the other REG nodes. There it "
+            "takes the place of the sampler's or guider's own cfg, also at strength 0, without rectification. Steps "
+            "with cfg 1 skip the negative prompt's pass. cfg means the same with REG and without; in the authors' "
+            "programs the scale of a REG run is cfg minus 1.",
+            inputs=[
+                io.DynamicCombo.Input(
+                    "shape",
+                    options=[
+                        io.DynamicCombo.Option("constant", [_cfg("Guidance scale of every step.")]),
+                        io.DynamicCombo.Option(
+                            "linear",
+                            [
+                                _cfg("Guidance scale at the start, the highest noise.", default=1.0),
+                                _cfg("Guidance scale at the end, the clean picture.", name="cfg_end", default=9.0),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "cosine",
+                            [
+                                _cfg("Guidance scale at the end; it rises to this from 1, slowly first. (MDT)"),
+                                io.Float.Input(
+                                    "power",
+                                    default=4.0,
+                                    min=0.1,
+                                    max=100.0,
+                                    step=0.1,
+                                    tooltip="The higher, the later it rises. 1 is a plain cosine.",
+                                ),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "interval",
+                            [
+                                _cfg("Guidance scale within the interval; outside of it there is no guidance."),
+                                _percent("start_percent", 0.2, "begins"),
+                                _percent("end_percent", 0.8, "ends"),
+                            ],
+                        ),
+                    ],
+                    tooltip="How the guidance scale changes over the run.",
+                ),
+            ],
+            outputs=[
+                SCHEDULE.Output(display_name="schedule", tooltip="Connect to a REG node."),
+                io.Image.Output(display_name="curve", tooltip="The guidance scale over the run, drawn."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, shape: dict) -> io.NodeOutput:
+        schedule = GuidanceSchedule(**shape)
+        image = draw(schedule)
+        return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def _cfg(tooltip: str, name: str = "cfg", default: float = 5.0) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def _percent(name: str, default: float, verb: str) -> io.Float.Input:
+    tooltip = f"Where in sampling guidance {verb}, as in ComfyUI's other nodes."
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+
+
+def draw(schedule: GuidanceSchedule) -> Tensor:
+    """The curve as an IMAGE [1, height, width, 3], legible at the size of a node."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    percent, cfg = schedule.curve()
+    figure = Figure(figsize=(4.8, 2.9), dpi=100, facecolor=GROUND, layout="tight")
+    axes = figure.add_subplot(facecolor=GROUND)
+    axes.plot(100 * percent, cfg, color=LINE, linewidth=3)
+    axes.axhline(1, color=INK, linewidth=1, linestyle=":")
+    axes.fill_between(100 * percent, 1, cfg, color=LINE, alpha=0.25)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(min(0.0, float(cfg.min())), 1.1 * max(2.0, float(cfg.max())))
+    axes.set_xlabel("percent of the run", color=INK, fontsize=15)
+    axes.set_ylabel("cfg", color=INK, fontsize=15)
+    axes.set_title(schedule.shape, color=INK, fontsize=16)
+    axes.tick_params(colors=INK, labelsize=13)
+    for side in axes.spines.values():
+        side.set_color(INK)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.tensor(np.asarray(canvas.buffer_rgba())).float()[None, ..., :3] / 255

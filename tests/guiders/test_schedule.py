@@ -1,0 +1,221 @@
+"""Schedules inside runs, against the authors' definitions; what they cost; what is refused."""
+
+import dataclasses
+import math
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import torch
+from comfy_extras.nodes_custom_sampler import CFGOverride, Guider_DualCFG
+
+from pack.guiders.options import Options
+from pack.guiders.schedule import GuidanceSchedule, percent_of
+from pack.guiders.ways_in import RectifiedSampler, on_model
+from pack.nodes.guidance import REGGuider
+from pack.nodes.schedule import REGSchedule, draw
+from pack.tests.guiders import tiny
+
+X = tiny.latent() * 2
+TIMES = (999, 800, 500, 250, 60)  # of a model with 1000 timesteps
+LINEAR = GuidanceSchedule("linear", 1.5, cfg_end=6.0)
+COSINE = GuidanceSchedule("cosine", 6.0, power=2.0)
+INTERVAL = GuidanceSchedule("interval", 6.0, start_percent=0.2, end_percent=0.6)
+CONSTANT = GuidanceSchedule("constant", 6.0)
+
+PLAIN = Options(strength=0.0)
+REG = Options("elementwise", "backward")
+
+
+def dit_linear(t):
+    """zhengqigao/REG, DiT, cfg_type reg_linear (and linear): w = t k + start, k = (end − start) / (0 − 1000).
+
+    Their `cfg_scale` and `end_scale` are values at t = 0 and t = 1000; in their words the run ends at `cfg_scale`.
+    """
+    at_zero, at_thousand = LINEAR.cfg_end - 1, LINEAR.cfg - 1
+    return t * (at_thousand - at_zero) / 1000 + at_zero
+
+
+def dit_cosine(t):
+    """zhengqigao/REG, DiT, cfg_type reg_cosine: w = (1 − cos(π progress^s)) / 2 · scale, progress = 1 − t / 1000.
+
+    Their plain `cosine` puts the same number in the place of cfg, ε_u + number (ε_c − ε_u): one less than w.
+    """
+    return (1 - math.cos(math.pi * (1 - t / 1000) ** 2.0)) * 0.5 * (COSINE.cfg - 1)
+
+
+def dit_interval(t):
+    """zhengqigao/REG, DiT, cfg_type reg_intervalt: w where min ≤ t ≤ max, and the plain conditional elsewhere."""
+    low, high = 999 * (1 - INTERVAL.end_percent), 999 * (1 - INTERVAL.start_percent)
+    return INTERVAL.cfg - 1 if low <= t <= high else 0.0
+
+
+AUTHORS = [(LINEAR, dit_linear), (COSINE, dit_cosine), (INTERVAL, dit_interval), (CONSTANT, lambda t: 5.0)]
+authors = pytest.mark.parametrize(("schedule", "w_of"), AUTHORS, ids=lambda v: getattr(v, "shape", ""))
+every = pytest.mark.parametrize("schedule", [s for s, _ in AUTHORS], ids=lambda s: s.shape)
+
+
+@pytest.fixture
+def model():
+    return tiny.as_model(tiny.Network())
+
+
+def following(model, schedule, options=PLAIN, cfg=3.3):
+    """A guider of a cfg that must not matter."""
+    return tiny.guider(on_model(model, dataclasses.replace(options, schedule=schedule)), cfg)
+
+
+def sigma_at(model, t):
+    return float(model.model.model_sampling.sigma(torch.tensor(float(t))))
+
+
+@authors
+def test_plain_run_is_the_authors_rule(model, schedule, w_of):
+    """D = D_c + w(t) (D_c − D_u)."""
+    points = [(X, sigma_at(model, t)) for t in TIMES]
+    d_cond = tiny.predict(tiny.guider(model, cfg=1.0), *points)
+    d_uncond = tiny.predict(tiny.guider(model, cfg=0.0), *points)
+    guided = tiny.predict(following(model, schedule), *points)
+    for t, d, c, u in zip(TIMES, guided, d_cond, d_uncond, strict=True):
+        w = w_of(t * 1000 / 999 if schedule.shape in ("linear", "cosine") else t)  # percent counts 999 to 0
+        torch.testing.assert_close(d, c + w * (c - u), rtol=1e-4, atol=1e-4)
+
+
+@authors
+def test_with_reg_the_same_w_is_rectified(model, schedule, w_of):
+    """No off-by-one: what REG rectifies at a moment is CFG's term at cfg = 1 + w of that moment."""
+    points = [(X, sigma_at(model, t)) for t in TIMES]
+    guided = tiny.predict(following(model, schedule, REG), *points)
+    for t, point, d in zip(TIMES, points, guided, strict=True):
+        w = w_of(t * 1000 / 999 if schedule.shape in ("linear", "cosine") else t)
+        (same,) = tiny.predict(tiny.guider(on_model(model, REG), cfg=1 + w), point)
+        torch.testing.assert_close(d, same, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [PLAIN, REG], ids=["plain", "reg"])
+@every
+def test_every_way_in_follows_it(model, schedule, options):
+    scheduled = dataclasses.replace(options, schedule=schedule)
+    by_model = tiny.sample(tiny.guider(on_model(model, scheduled)))
+    node = REGGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, 4.0, **vars(scheduled))
+    by_sampler = tiny.sample(tiny.guider(model), wrap=lambda s: RectifiedSampler(s, scheduled))
+    torch.testing.assert_close(tiny.sample(node.args[0]), by_model)
+    torch.testing.assert_close(by_sampler, by_model)
+    assert (by_model - tiny.sample(tiny.guider(on_model(model, options)))).abs().max() > 1e-3
+
+
+def test_steps_without_guidance_cost_one_pass(model):
+    """ComfyUI's optimisation for cfg = 1 counts step by step, bit for bit."""
+    network = model.model.diffusion_model
+    for t, samples in [(999, 1), (700, 2), (300, 1)]:
+        before = network.evaluated
+        point = (X, sigma_at(model, t))
+        guided = tiny.predict(following(model, INTERVAL), point)
+        assert network.evaluated - before == samples * len(X)
+        if samples == 1:
+            assert torch.equal(guided[0], tiny.predict(tiny.guider(model, cfg=1.0), point)[0])
+
+
+def test_the_guiders_own_cfg_is_back_after_every_run(model):
+    guider = following(model, LINEAR)
+    tiny.sample(guider)
+    assert guider.cfg == 3.3
+    assert "transformer_options" not in guider.model_options or not guider.model_options["transformer_options"].get(
+        "wrappers", {}
+    ).get("predict_noise")
+
+
+def test_one_model_serves_two_runs(model):
+    scheduled = following(model, COSINE, REG)
+    assert torch.equal(tiny.sample(scheduled), tiny.sample(scheduled))
+
+
+def test_it_wins_over_core_cfg_override(model):
+    overridden = CFGOverride.execute(model, cfg=9.0, start_percent=0.0, end_percent=1.0).args[0]
+    torch.testing.assert_close(tiny.sample(following(overridden, CONSTANT)), tiny.sample(tiny.guider(model, cfg=6.0)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dual_cfg_has_its_shown_term_scaled(model, nested):
+    """That guider has no `cfg`; what it shows the hooks is cfg2's term, or nested cfg1's."""
+
+    def dual(model, cfg1, cfg2):
+        guider = Guider_DualCFG(model)
+        guider.set_conds(tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE)
+        guider.set_cfg(cfg1, cfg2, nested=nested)
+        return guider
+
+    scheduled = on_model(model, Options(strength=0.0, schedule=CONSTANT))
+    expected = dual(model, *((6.0, 2.0) if nested else (3.0, 6.0)))
+    point = (X, 2.0)
+    (answer,) = tiny.predict(dual(scheduled, 3.0, 2.0), point)
+    torch.testing.assert_close(answer, tiny.predict(expected, point)[0])
+
+
+@pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
+def test_percent_inverts_percent_to_sigma(prediction):
+    to_sigma = tiny.as_model(tiny.Network(), prediction).model.model_sampling.percent_to_sigma
+    for percent in (0.001, 0.1, 0.5, 0.77, 0.999):
+        assert percent_of(float(to_sigma(percent)), to_sigma) == pytest.approx(percent, abs=2e-6)
+    assert percent_of(1e12, to_sigma) == 0
+    assert percent_of(0.0, to_sigma) == 1
+
+
+@pytest.mark.parametrize("prediction", ["EPS", "FLOW"])
+def test_interval_is_comfyuis_percent_with_both_ends(prediction):
+    model = tiny.as_model(tiny.Network(), prediction)
+    to_sigma = model.model.model_sampling.percent_to_sigma
+    low, high = to_sigma(0.6), to_sigma(0.2)
+    points = [(X, sigma) for sigma in (high * 1.01, high, low, low * 0.99)]
+    answers = tiny.predict(following(model, INTERVAL), *points)
+    plain = tiny.predict(tiny.guider(model, cfg=1.0), *points)
+    assert [torch.equal(a, p) for a, p in zip(answers, plain, strict=True)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"shape": "interval", "cfg": 5.0, "start_percent": 0.7, "end_percent": 0.2}, "comes after"),
+        ({"shape": "interval", "cfg": 5.0, "start_percent": 0.4, "end_percent": 0.4}, "is empty"),
+        ({"shape": "constant", "cfg": 1.0}, "is empty"),
+        ({"shape": "linear", "cfg": 1.0, "cfg_end": 1.0}, "is empty"),
+        ({"shape": "linear", "cfg": 5.0, "cfg_end": math.inf}, "between 0 and 100"),
+        ({"shape": "constant", "cfg": math.nan}, "between 0 and 100"),
+        ({"shape": "cosine", "cfg": 5.0, "power": 0.0}, "above 0"),
+        ({"shape": "square", "cfg": 5.0}, "is one of constant, linear, cosine, interval"),
+    ],
+)
+def test_refused_on_the_node_in_one_sentence(values, words):
+    with pytest.raises(ValueError, match=words) as error:
+        REGSchedule.execute(values)
+    assert str(error.value).startswith("REG: ")
+    assert "\n" not in str(error.value)
+
+
+@every
+def test_its_picture(schedule):
+    pytest.importorskip("matplotlib")
+    picture = draw(schedule)
+    assert picture.shape[0] == 1 and picture.shape[-1] == 3
+    assert 0 <= picture.min() < picture.max() <= 1
+    assert picture.dtype == torch.float32
+
+
+@every
+def test_its_curve_is_what_runs_do(model, schedule):
+    percent, cfg = schedule.curve(11)
+    by_sigma = schedule.cfg_by_sigma(model.model.model_sampling.percent_to_sigma)
+    inside = list(range(1, 10))  # at the ends ComfyUI's sigma is a stand-in for infinity and zero
+    sigmas = [float(model.model.model_sampling.percent_to_sigma(percent[i].item())) for i in inside]
+    assert [by_sigma(sigma) for sigma in sigmas] == pytest.approx(cfg[inside].tolist(), abs=1e-3)
+
+
+def test_the_schema_offers_each_shape():
+    schema = REGSchedule.define_schema()
+    (shape,) = schema.inputs
+    assert [option.key for option in shape.options] == ["constant", "linear", "cosine", "interval"]
+    for option in shape.options:
+        values = {i.id: i.default for i in option.inputs} | {"shape": option.key}
+        GuidanceSchedule(**values)
+    assert [output.io_type for output in schema.outputs] == ["REG_SCHEDULE", "IMAGE"]
