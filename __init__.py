@@ -6,6 +6,7 @@ from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
 from .nodes.schedule import REGSchedule
+from .nodes.toy import REGToy, REGToyModel, REGToyPlot
 
 
 class REGExtension(ComfyExtension):
@@ -18,6 +19,9 @@ class REGExtension(ComfyExtension):
             REGCalibrate,
             REGSaveProfile,
             REGLoadProfile,
+            REGToy,
+            REGToyModel,
+            REGToyPlot,
             REGDemoModel,
             REGDemoPrompt,
         ]

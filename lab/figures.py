@@ -1,0 +1,302 @@
+"""Pictures of what guidance does where the exact answer is known. Each function returns a matplotlib Figure.
+
+No pyplot: a Figure belongs to whoever asked for it, and may be drawn in any thread. A rule keeps its colour in every
+figure.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from . import chains, fields, guides, measure, optimal, steps, trials, worlds
+
+COLOURS = {  # distinguishable without red-green vision (Okabe and Ito)
+    "exact": "#000000",
+    "none": "#999999",
+    "cfg": "#D55E00",
+    "elementwise": "#0072B2",
+    "jacobian": "#009E73",
+    "natural": "#56B4E9",
+    "ratio": "#CC79A7",
+    "characteristic": "#E69F00",
+}
+NAMES = {
+    "exact": "exact ∇log E",
+    "none": "no guidance",
+    "cfg": "CFG",
+    "elementwise": "REG",
+    "jacobian": "full Jacobian",
+    "natural": "full Jacobian, natural step",
+    "ratio": "ratio",
+    "characteristic": "characteristic",
+}
+
+
+def predictions(pair: worlds.Pair, x: torch.Tensor, sigma: float, w: float, rules: tuple[str, ...]) -> dict:
+    """The guided prediction of each rule and the exact one, [points, d]."""
+    found = {"exact": optimal.GridTarget(pair, w).denoise(x, sigma)}
+    for rule in rules:
+        found[rule] = guided(rule, pair, w)(x, sigma)
+    return found
+
+
+def guided(rule: str, pair: worlds.Pair, w: float) -> chains.Denoise:
+    """The denoiser of a constant weight with a rectification; also of no guidance and of plain CFG."""
+    if rule == "none":
+        return pair.cond.denoise
+    return trials.guided("cfg" if rule == "cfg" else f"cfg+{rule}", pair, w)
+
+
+def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -> Figure:
+    """The paper's 1-D figure: the guidance ∇log R_t of CFG, rectified, and the exact ∇log E_t at every noise level.
+
+    Shaded is where samples are, the density of the noisy conditional. The scale is linear up to the grey lines, and
+    logarithmic beyond, where CFG often is.
+    """
+    pair = worlds.paper_line()
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"Guidance along the line, w = {w:g} (linear between the grey lines, logarithmic beyond)")
+    for axes, sigma in zip(figure.subplots(3, -(-count // 3)).flat, np.geomspace(0.08, 6, count), strict=False):
+        mean, half = 1.0, 3 * (0.6**2 + sigma**2) ** 0.5
+        x = torch.linspace(mean - half, mean + half, 400, dtype=torch.float64)[:, None]
+        density = pair.cond.log_density(x, sigma).exp()
+        found = predictions(pair, x, sigma, w, ("cfg", rectification))
+        guidance = {rule: (d - pair.cond.denoise(x, sigma)) / sigma**2 for rule, d in found.items()}
+        _density(axes, x[:, 0], density)
+        for rule in ("cfg", rectification, "exact"):
+            axes.plot(
+                x, guidance[rule], color=COLOURS[rule], label=NAMES[rule], lw=2, ls="--" if rule == "exact" else "-"
+            )
+        shown = density > 0.02 * density.max()
+        linear = guidance["exact"][shown].abs().max().item()
+        axes.set_yscale("symlog", linthresh=linear)
+        axes.set(title=f"σ = {sigma:.2g}", ylim=(-100 * linear, 100 * linear), yticks=[-linear, 0, linear])
+        axes.set_yticklabels([f"{-linear:.2g}", "0", f"{linear:.2g}"])
+        axes.grid(axis="y", color="0.8", lw=0.8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _density(axes: Axes, x: torch.Tensor, density: torch.Tensor) -> None:
+    shade = axes.twinx()
+    shade.fill_between(x, density, color="0.9")
+    shade.set(yticks=[], ylim=(0, 2.5 * density.max().item()))
+    axes.set_zorder(shade.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+
+def error_map(w: float = 1.0, rules: tuple[str, ...] = ("none", "cfg", "elementwise", "jacobian", "ratio")) -> Figure:
+    """The paper's heat map: how far each rule's prediction is from the exact one, over x and noise level, in 1-D.
+
+    x is in standard deviations of the noisy conditional, so that a row shows where samples are.
+    """
+    pair = worlds.paper_line()
+    sigmas, z = np.geomspace(0.05, 10, 60), torch.linspace(-3, 3, 121, dtype=torch.float64)
+    errors = {rule: [] for rule in rules}
+    for sigma in sigmas:
+        found = predictions(pair, 1 + z[:, None] * (0.3125 + sigma**2) ** 0.5, float(sigma), w, rules)
+        for rule in rules:
+            errors[rule].append((found[rule] - found["exact"])[:, 0].abs())
+    figure = Figure(figsize=(2.6 * len(rules) + 1, 3.6), layout="constrained")
+    figure.suptitle(f"Error of the prediction along the line, w = {w:g}")
+    scale = LogNorm(1e-3, 1)
+    for axes, rule in zip(np.atleast_1d(figure.subplots(1, len(rules), sharey=True)), rules, strict=True):
+        image = axes.pcolormesh(z, sigmas, torch.stack(errors[rule]), norm=scale, cmap="magma", rasterized=True)
+        axes.set(title=NAMES[rule], yscale="log", xlabel="x, standard deviations")
+    figure.axes[0].set_ylabel("σ")
+    figure.colorbar(image, ax=figure.axes, label="|D − exact|", extend="both")
+    return figure
+
+
+def arrows(
+    w: float = 3.0, sigma: float = 0.7, rules: tuple[str, ...] = ("cfg", "elementwise", "ratio"), seed: int = 21
+) -> Figure:
+    """The paper's 2-D figure: the guidance term of each rule as arrows, and the exact one, over the noisy conditional.
+
+    Arrows have a common scale, are cut where they would hide each other, and stand where samples are.
+    """
+    pair = worlds.classes(seed)
+    low, high = _frame(pair, sigma)
+    x = _lattice(low, high, 19)
+    log_density = pair.cond.log_density(x, sigma)
+    x = x[log_density > log_density.max() - 4]
+    found = predictions(pair, x, sigma, w, rules)
+    d_cond = pair.cond.denoise(x, sigma)
+    figure = Figure(figsize=(3.2 * (len(rules) + 1), 4), layout="constrained")
+    figure.suptitle(f"Guidance in the plane, σ = {sigma:g}, w = {w:g}, long arrows cut")
+    cell = (high[0] - low[0]) / 18
+    scale = (found["exact"] - d_cond).norm(dim=-1).max().item() / (1.5 * cell)
+    for axes, rule in zip(figure.subplots(1, len(rules) + 1, sharex=True, sharey=True), (*rules, "exact"), strict=True):
+        _contours(axes, pair, sigma, low, high)
+        term = (found[rule] - d_cond) / scale
+        term = term * (4 * cell / term.norm(dim=-1, keepdim=True)).clamp(max=1)
+        axes.quiver(*x.T, *term.T, color=COLOURS[rule], angles="xy", scale_units="xy", scale=1, width=0.006)
+        axes.set(title=NAMES[rule], aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    return figure
+
+
+def _frame(pair: worlds.Pair, sigma: float) -> tuple[list[float], list[float]]:
+    """A square that holds the noisy conditional."""
+    points = pair.cond.sample(2000, torch.Generator().manual_seed(0))
+    middle, half = points.mean(0), 2.5 * (points.var(0).max() + sigma**2).sqrt()
+    return (middle - half).tolist(), (middle + half).tolist()
+
+
+def _lattice(low: list[float], high: list[float], count: int) -> torch.Tensor:
+    """Points of a square lattice, [count², 2]."""
+    return torch.cartesian_prod(
+        *[torch.linspace(a, b, count, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    )
+
+
+def _contours(axes: Axes, pair: worlds.Pair, sigma: float, low: list[float], high: list[float]) -> None:
+    """The noisy conditional filled, the noisy unconditional as lines."""
+    points = _lattice(low, high, 80)
+    x, y = points.view(80, 80, 2).unbind(-1)
+    fill, lines = (m.log_density(points, sigma).exp().view(80, 80) for m in (pair.cond, pair.uncond))
+    axes.contourf(x, y, fill, levels=8, cmap="Greys", alpha=0.5)
+    axes.contour(x, y, lines, levels=6, colors="0.6", linewidths=0.6)
+
+
+def samples(
+    w: float = 3.0,
+    rectification: str = "elementwise",
+    seed: int = 21,
+    sampler: str = "euler",
+    count: int = 1500,
+    steps: int = 40,
+) -> Figure:
+    """Where whole chains end: no guidance, CFG and the rectified guidance on the exact target, with their distances.
+
+    The same noise in every panel. Contours are the exact target p(x0|y) R_0(x0).
+    """
+    pair = worlds.classes(seed)
+    target = optimal.GridTarget(pair, w)
+    exact = target.sample(4 * count, torch.Generator().manual_seed(seed + 1))
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure.suptitle(f"{count} samples, w = {w:g}, {sampler}, {steps} steps: contours are what guidance should sample")
+    names = ("none", "cfg", rectification)
+    for axes, name in zip(figure.subplots(1, 3, sharex=True, sharey=True), names, strict=True):
+        random = torch.Generator().manual_seed(seed)
+        start = chains.noise((count, 2), random)
+        x = chains.SAMPLERS[sampler](guided(name, pair, w), start, chains.karras(steps), random)
+        axes.scatter(*x.T, s=4, alpha=0.4, color=COLOURS[name], lw=0)
+        _target_contours(axes, target)
+        distance = measure.sliced_wasserstein(x, exact)
+        axes.set(title=f"{NAMES[name]}: distance {distance:.3f}", aspect="equal")
+        _fit(axes, exact)
+    return figure
+
+
+def points(x: torch.Tensor, w: float = 3.0, seed: int = 21) -> Figure:
+    """Samples [n, 2] that something else made, on the exact target, with their distance to it."""
+    target = optimal.GridTarget(worlds.classes(seed), w)
+    exact = target.sample(4000, torch.Generator().manual_seed(seed + 1))
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*x.T, s=8, alpha=0.6, color=COLOURS["elementwise"], lw=0)
+    _target_contours(axes, target)
+    distance = measure.sliced_wasserstein(x, exact)
+    axes.set(title=f"{len(x)} samples, w = {w:g}: distance {distance:.3f}", aspect="equal")
+    _fit(axes, exact)
+    return figure
+
+
+def _target_contours(axes: Axes, target: optimal.GridTarget) -> None:
+    x, y = target.axes
+    mass = target.mass.view(len(x), len(y)).T
+    axes.contour(
+        x, y, mass, levels=mass.max().item() * np.array([0.02, 0.1, 0.3, 0.6, 0.9]), colors="k", linewidths=0.8
+    )
+
+
+def _fit(axes: Axes, points: torch.Tensor) -> None:
+    """Show the points with room around them."""
+    low, high = points.quantile(0.005, 0), points.quantile(0.995, 0)
+    middle, half = (low + high) / 2, 0.7 * (high - low).max()
+    (left, bottom), (right, top) = (middle - half).tolist(), (middle + half).tolist()
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def pictures(w: float = 6.0, share: float = 0.6, seed: int = 11, count: int = 3) -> Figure:
+    """Gaussian fields from the same noise under each rule, a rule a column; a distance is W2 a pixel over 32 fields."""
+    pair = fields.field(seed, share)
+    target = optimal.gaussian_target(pair, w)
+    start = chains.noise((32, 32, 32), torch.Generator().manual_seed(seed))
+    rules = ("none", "cfg", "elementwise", "jacobian", "ratio", "exact")
+    figure = Figure(figsize=(1.9 * len(rules), 2 * count + 0.6), layout="constrained")
+    figure.suptitle(f"Gaussian fields from the same noise, w = {w:g}: W2 a pixel to the exact target")
+    for column, rule in zip(figure.subplots(count, len(rules)).T, rules, strict=True):
+        denoise = target.denoise if rule == "exact" else guided(rule, pair, w)
+        x = chains.euler(denoise, start, chains.karras(40))
+        column[0].set_title(f"{NAMES[rule]}\n{measure.field_distance(start, x, target):.3f}", fontsize="medium")
+        for axes, picture in zip(column, x, strict=False):
+            axes.imshow(picture, cmap="RdBu_r", vmin=-3.5, vmax=3.5)
+            axes.set_axis_off()
+    return figure
+
+
+def narrowing(w: float = 3.0, seed: int = 21) -> Figure:
+    """What the rectifications multiply by at each noise level: the mean over samples and its middle 90 %."""
+    pair, random = worlds.classes(seed), torch.Generator().manual_seed(seed)
+    x0 = pair.cond.sample(600, random)
+    sigmas = np.geomspace(0.03, 60, 50)
+    found = {rule: [] for rule in ("elementwise", "jacobian", "ratio")}
+    for sigma in sigmas:
+        x = x0 + sigma * torch.randn(x0.shape, generator=random, dtype=x0.dtype)
+        d_cond, d_uncond = pair.cond.denoise(x, float(sigma)), pair.uncond.denoise(x, float(sigma))
+        step = guides.Step(pair, x, float(sigma), w, d_cond, d_uncond, w * (d_cond - d_uncond))
+        for rule, values in found.items():
+            values.append(guides.gain(step.guidance, guides.RECTIFICATIONS[rule](step)[0])[:, 0])
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for rule, values in found.items():
+        gains = torch.stack(values)
+        axes.plot(sigmas, gains.mean(1), color=COLOURS[rule], lw=2, label=NAMES[rule])
+        axes.fill_between(
+            sigmas, gains.quantile(0.05, 1), gains.quantile(0.95, 1), color=COLOURS[rule], alpha=0.15, lw=0
+        )
+    axes.set(xscale="log", xlabel="σ", ylabel="what is left of the guidance", ylim=(-0.02, 1.02))
+    axes.set_title(f"Rectified over plain guidance, along the guidance, w = {w:g}")
+    axes.legend()
+    return figure
+
+
+def step_errors(w: float = 2.0, seeds: tuple[int, ...] = (11, 12, 13, 14, 15, 16)) -> Figure:
+    """One step in the plane: win ratio over CFG and RMS error by noise level, averaged over mixtures."""
+    sigmas = np.geomspace(0.05, 20, 11)
+    found = [[steps.step_errors("plane", seed, w, float(sigma)) for seed in seeds] for sigma in sigmas]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(f"One step against the exact guidance, {len(seeds)} mixtures, w = {w:g}")
+    wins, rms = figure.subplots(1, 2)
+    for rule in steps.RULES:
+        if rule != "cfg":
+            wins.plot(
+                sigmas, [np.mean([e.wins(rule) for e in row]) for row in found], color=COLOURS[rule], label=NAMES[rule]
+            )
+        rms.plot(sigmas, [np.mean([e.rms(rule) for e in row]) for row in found], color=COLOURS[rule], label=NAMES[rule])
+    wins.set(xscale="log", xlabel="σ", ylabel="nearer than CFG", ylim=(0, 1.02))
+    rms.set(xscale="log", yscale="log", xlabel="σ", ylabel="RMS error of the prediction")
+    rms.legend(fontsize="small")
+    return figure
+
+
+def write_all(folder: Path) -> None:
+    """Every figure that docs/lab.md shows, as PNG."""
+    made = {
+        "curves": curves(),
+        "error-map": error_map(),
+        "arrows": arrows(),
+        "samples": samples(),
+        "pictures": pictures(),
+        "narrowing": narrowing(),
+        "step-errors": step_errors(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in made.items():
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        print(folder / f"{name}.png")

@@ -1,0 +1,127 @@
+"""The exact world: what REG does, in a picture, without a checkpoint; and as a MODEL for the real nodes."""
+
+from comfy_api.latest import io
+
+from ..guiders.options import RECTIFICATIONS
+from . import draw
+
+EXPERIMENTS = ("samples", "arrows", "curves", "error map", "what is left")
+CATEGORY = "advanced/guidance"
+
+
+class REGToy(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="REGToy",
+            display_name="REG Toy",
+            category=CATEGORY,
+            search_aliases=["rectified gradient guidance", "guidance explained"],
+            description="Shows what guidance should do, what CFG does instead, and what REG makes of it, in a world of one "
+            "or two dimensions where the right answer is known exactly. Takes a few seconds and no model.",
+            inputs=[
+                io.Combo.Input(
+                    "experiment",
+                    options=list(EXPERIMENTS),
+                    default="samples",
+                    tooltip="samples: where whole chains end, on the contours of what guidance should sample. arrows: the "
+                    "guidance term in the plane. curves: the guidance on a line at nine noise levels. error map: how "
+                    "far each rule is from the exact prediction. what is left: how much of the guidance each "
+                    "rectification leaves, by noise level.",
+                ),
+                io.Combo.Input(
+                    "rectification",
+                    options=list(RECTIFICATIONS),
+                    default="elementwise",
+                    tooltip="The rule to compare with CFG and with the exact answer.",
+                ),
+                io.Float.Input(
+                    "cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="Guidance scale, as in KSampler."
+                ),
+                io.Float.Input(
+                    "sigma",
+                    default=0.7,
+                    min=0.05,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="Noise level of the arrows; the other experiments show all of them.",
+                ),
+                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="Which mixture is drawn in the plane."),
+            ],
+            outputs=[io.Image.Output(tooltip="The figure.")],
+        )
+
+    @classmethod
+    def execute(cls, experiment, rectification, cfg, sigma, seed) -> io.NodeOutput:
+        return io.NodeOutput(draw.image(_figure(experiment, rectification, cfg - 1, sigma, seed)))
+
+
+def _figure(experiment: str, rectification: str, w: float, sigma: float, seed: int):
+    from ..lab import figures  # matplotlib is imported when a figure is asked for
+
+    if experiment == "samples":
+        return figures.samples(w, rectification, seed)
+    if experiment == "arrows":
+        return figures.arrows(w, sigma, ("cfg", rectification), seed)
+    if experiment == "curves":
+        return figures.curves(w, rectification)
+    if experiment == "error map":
+        return figures.error_map(w, ("none", "cfg", rectification))
+    return figures.narrowing(w, seed)
+
+
+class REGToyModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="REGToyModel",
+            display_name="REG Toy Model",
+            category=CATEGORY,
+            description="The exact world as a model: each point of the latent is a sample in the plane. Connect it to "
+            "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
+            inputs=[
+                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="Which mixture: the same number as in REG Toy."),
+                io.Int.Input("points", default=256, min=1, max=4096, tooltip="How many points to sample."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The mixtures as a plain model."),
+                io.Conditioning.Output(display_name="positive", tooltip="The class that is asked for."),
+                io.Conditioning.Output(display_name="negative", tooltip="All classes."),
+                io.Latent.Output(tooltip="An empty latent of that many points."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, seed, points) -> io.NodeOutput:
+        from ..demo import toy
+
+        return io.NodeOutput(
+            toy.model(seed), toy.conditioning(True), toy.conditioning(False), toy.latent(points)
+        )
+
+
+class REGToyPlot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="REGToyPlot",
+            display_name="REG Toy Plot",
+            category=CATEGORY,
+            description="Draws points sampled from the REG Toy Model over the contours of what guidance should sample, "
+            "with their distance to it.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="Points sampled from the REG Toy Model."),
+                io.Float.Input("cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="The cfg they were sampled at."),
+                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="The mixture they were sampled from."),
+            ],
+            outputs=[io.Image.Output(tooltip="The figure.")],
+        )
+
+    @classmethod
+    def execute(cls, samples, cfg, seed) -> io.NodeOutput:
+        points = samples["samples"]
+        if points.ndim != 4 or points.shape[1:] != (2, 1, 1):
+            raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")
+        from ..lab import figures
+
+        return io.NodeOutput(draw.image(figures.points(points[..., 0, 0].double(), cfg - 1, seed)))

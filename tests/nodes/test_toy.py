@@ -1,0 +1,37 @@
+"""The toy nodes draw figures, and refuse what is no toy."""
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import comfy.samplers
+import torch
+
+from pack.nodes.toy import EXPERIMENTS, REGToy, REGToyModel, REGToyPlot
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_draws_an_image_that_depends_on_cfg(experiment):
+    low, high = (REGToy.execute(experiment, "jacobian", cfg, 0.7, 21).args[0] for cfg in (2.0, 6.0))
+    assert low.ndim == 4 and low.shape[-1] == 3
+    assert ((low >= 0) & (low <= 1)).all()
+    assert low.std() > 0.02
+    assert (low - high).abs().max() > 0.1
+
+
+@torch.inference_mode()
+def test_points_sampled_by_comfyui_are_drawn():
+    model, positive, negative, latent = REGToyModel.execute(21, 32).args
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(4.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 8)
+    empty = latent["samples"]
+    samples = guider.sample(torch.randn_like(empty), empty, comfy.samplers.sampler_object("euler"), sigmas)
+    image = REGToyPlot.execute({"samples": samples}, 4.0, 21).args[0]
+    assert image.shape[-1] == 3 and image.std() > 0.02
+
+
+def test_other_latents_are_refused():
+    with pytest.raises(ValueError, match="REG: these are not points of the plane"):
+        REGToyPlot.execute({"samples": torch.zeros(1, 4, 8, 8)}, 4.0, 21)

@@ -1,0 +1,60 @@
+"""The exact world through ComfyUI's own samplers and the pack's real nodes, against the lab's own chains."""
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import comfy.samplers
+import torch
+
+from pack.demo import toy
+from pack.guiders.options import Options
+from pack.guiders.ways_in import on_model
+from pack.lab import chains, guides, worlds
+from pack.reg import schedules
+
+W = 3.0
+SIGMAS = chains.karras(12)
+
+
+def points(n=64):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(4)) * chains.SIGMA_MAX
+
+
+@torch.inference_mode()
+def through_comfyui(model, sampler, start):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(toy.conditioning(True), toy.conditioning(False))
+    guider.set_cfg(1 + W)
+    noise = start.view(-1, 2, 1, 1) / (1 + chains.SIGMA_MAX**2) ** 0.5  # ComfyUI starts at sigma √(1 + 1/sigma²)
+    sampler = comfy.samplers.sampler_object(sampler)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(SIGMAS), disable_pbar=True)[..., 0, 0]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("none", None),
+        ("elementwise", Options("elementwise", "backward")),
+        ("elementwise", Options("elementwise", "difference", step=0.001)),
+        ("jacobian", Options("jacobian", "backward")),
+        ("natural", Options("jacobian", "difference")),
+        ("ratio", Options("ratio", step=0.001)),
+    ],
+)
+def test_whole_chains_are_the_labs(sampler, rule, options):
+    pair, model = worlds.classes(toy.SEED), toy.model()
+    guide = guides.Guide(pair, schedules.constant(W), guides.RECTIFICATIONS[rule])
+    expected = chains.SAMPLERS[sampler](guide, points().double(), SIGMAS)
+    found = through_comfyui(on_model(model, options) if options else model, sampler, points())
+    error = (found - expected).norm(dim=-1)
+    assert error.median() < 2e-3, error.median()  # single precision, and differences
+    assert error.quantile(0.9) < 0.02, error.quantile(0.9)
+
+
+def test_refreshed_every_few_steps_as_in_the_lab():
+    guide = guides.Guide(worlds.classes(toy.SEED), schedules.constant(W), guides.elementwise, every=4)
+    expected = chains.euler(guide, points().double(), SIGMAS)
+    found = through_comfyui(on_model(toy.model(), Options("elementwise", "backward", every=4)), "euler", points())
+    assert (found - expected).norm(dim=-1).median() < 2e-3
