@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reg import rectification, spectral
-from .guides import Rectification, Step, each, kept_by_gain
+from .guides import Rectification, Step, each, elementwise, gain, jacobian, kept_by_gain
 from .guides import ratio as scalar_ratio
 
 dot = each(lambda a, b: (a * b).sum(tuple(range(1, a.ndim)), keepdim=True))
@@ -120,6 +120,42 @@ def characteristic(step: Step, iterations: int = 5) -> tuple[Tensor, Tensor]:
         delta = delta + (d_c - d_u) / (1 + w)
     return kept_by_gain(step, step.moved(w * delta))
 
+
+def kept_by_variance(rule: Rectification, per_sample: bool) -> Rectification:
+    """Between measurements a factor k follows the Gaussian law k = v / (v + sigma²), with v as it was measured.
+
+    The factor is the gain of each sample, or what the rule keeps (the elementwise map).
+    """
+
+    def held(step: Step) -> tuple[Tensor, Callable[[Step], Tensor]]:
+        rectified, kept = rule(step)
+        factor = gain(step.guidance, rectified) if per_sample else kept
+        odds = step.sigma**2 * factor / (1 - factor.clamp(max=1 - 1e-9))  # v
+        later = lambda s: torch.where(factor < 1, odds / (odds + s.sigma**2), factor)  # noqa: E731
+        return rectified, lambda s: torch.where(factor > 0, later(s), factor) * s.guidance
+
+    return held
+
+
+def kept_by_bands(rule: Rectification) -> Rectification:
+    """Between measurements each band of spatial frequency keeps its own gain within [0, 1]."""
+
+    def held(step: Step) -> tuple[Tensor, Callable[[Step], Tensor]]:
+        rectified, _ = rule(step)
+        index = spectral.bands(*step.x.shape[-2:])
+        # the gain of a band along g is its narrowing with ⟨g, g⟩ for ⟨g, J_u g⟩
+        gains = spectral.narrowing(step.guidance, rectified, step.guidance, index)
+        return rectified, lambda s: spectral.scale(s.guidance, gains, index)
+
+    return held
+
+
+HOLDS: dict[str, Rectification] = {
+    "elementwise-variance": kept_by_variance(elementwise, per_sample=False),
+    "jacobian-variance": kept_by_variance(jacobian, per_sample=True),
+    "jacobian-bands": kept_by_bands(jacobian),
+    "elementwise-one": lambda step: kept_by_gain(step, elementwise(step)[0]),
+}
 
 CANDIDATES: dict[str, Callable] = {
     "spectral-min": spectral_min,

@@ -53,8 +53,9 @@ class Step:
         return narrowing(self.guidance, self.jc(self.guidance), self.ju(self.guidance))
 
 
-# A rectification gives the rectified guidance and the factor of g that stands for it until it is measured anew.
-Rectification = Callable[[Step], tuple[Tensor, Tensor | float]]
+# What stands for a rectification until it is measured anew: a factor of g, or a function of the later step.
+Kept = Tensor | float | Callable[[Step], Tensor]
+Rectification = Callable[[Step], tuple[Tensor, Kept]]  # the rectified guidance, and what is kept of it
 
 
 def none(step: Step) -> tuple[Tensor, float]:
@@ -119,7 +120,7 @@ class Guide:
     rectification: Rectification = none
     every: int = 1  # measure anew every n-th guided evaluation
     _evaluations: int = field(default=0, init=False)
-    _kept: Tensor | float = field(default=1.0, init=False)
+    _kept: Kept = field(default=1.0, init=False)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         w = self.schedule(progress(sigma), sigma)
@@ -135,7 +136,7 @@ class Guide:
         due = self._evaluations % self.every == 0
         self._evaluations += 1
         if not due:
-            return self._kept * step.guidance
+            return self._kept(step) if callable(self._kept) else self._kept * step.guidance
         rectified, self._kept = self.rectification(step)
         return rectified
 

@@ -166,7 +166,7 @@ def _kernel(x: Tensor, axis: Tensor, sigma: float) -> Tensor:
 class PoolTarget:
     """p(x0|y) R_0(x0) / Z as a weighted pool of p(x0|y): samples and masses in any dimension, no denoiser."""
 
-    def __init__(self, pair: Pair, w: float, size: int = 6000, seed: int = 0):
+    def __init__(self, pair: Pair, w: float, size: int = 3000, seed: int = 0):
         self.points = pair.cond.sample(size, torch.Generator().manual_seed(seed))
         self.mass = torch.cat([pair.log_reward(part, w) for part in self.points.split(500)]).softmax(0)
 

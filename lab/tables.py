@@ -26,6 +26,7 @@ CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
 ENDS = ("floor", "exact", "none")
 BASIC = ("elementwise", "jacobian", "natural", "ratio")
 FIELDS = tuple(name for name in WORLDS if name.startswith("field"))
+HELD = ("elementwise", "elementwise-variance", "jacobian", "jacobian-variance", "natural", "ratio")
 MIXED = tuple(name for name in WORLDS if name.startswith("mixed"))
 
 
@@ -75,13 +76,30 @@ SWEEPS = {
         "Measured anew every n-th step, or read off a curve measured once",
         (
             "cfg",
-            *(f"cfg+{name}/{n}" for name in ("elementwise", "jacobian", "natural", "ratio") for n in (1, 2, 4, 8)),
+            *(f"cfg+{name}/{n}" for name in HELD for n in (1, 2, 4, 8)),
             "cfg+profile:elementwise",
             "cfg+profile:ratio",
         ),
         worlds=("plane", "broad"),
         ws=(3.0,),
         seeds=(0, 1, 2),
+    ),
+    "holds": Sweep(
+        "What to keep between measurements",
+        (
+            "cfg",
+            *(
+                f"cfg+{name}/{n}"
+                for name in ("elementwise", "elementwise-variance", "elementwise-one")
+                for n in (1, 2, 4, 8)
+            ),
+            *(f"cfg+{name}/{n}" for name in ("jacobian", "jacobian-variance", "jacobian-bands") for n in (1, 2, 4, 8)),
+        ),
+        worlds=("field 0.6", "mixed 0.1"),
+        ws=(6.0,),
+        world_seeds=(11, 12),
+        seeds=(0, 1),
+        samples=100,
     ),
     "other": Sweep(
         "AutoGuidance (weak) and a broad unconditional (broad)",
@@ -137,7 +155,7 @@ def results(trials: list[Trial], cache: Path, jobs: int) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
-    """Mean over worlds of a kind and its 95 % bootstrap interval over chains' seeds, one line a rule, world, sampler, w."""
+    """Mean over worlds of a kind and its 95 % bootstrap interval over seeds, a line for each rule and its setting."""
     lines = []
     keys = ["world", "sampler", "w", "rule"]
     for key, group in rows.groupby(keys, sort=False):

@@ -54,7 +54,8 @@ class Trial:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def uses_candidate(self) -> bool:
-        return self.rule.split("/")[0].partition("+")[2] in candidates.CANDIDATES
+        """Whether the rectification is one of lab/candidates.py."""
+        return self.rule.split("/")[0].partition("+")[2] in candidates.CANDIDATES | candidates.HOLDS
 
 
 @lru_cache
@@ -77,7 +78,7 @@ def rectification(name: str, pair: worlds.Pair) -> guides.Rectification:
         make, curve = measured[name]
         sigmas = torch.logspace(-1.7, 2, 24, dtype=torch.float64)
         return make(guides.measure_profile(pair, sigmas, curve, torch.Generator().manual_seed(0)))
-    return (guides.RECTIFICATIONS | candidates.CANDIDATES)[name]
+    return (guides.RECTIFICATIONS | candidates.CANDIDATES | candidates.HOLDS)[name]
 
 
 def guided(rule: str, pair: worlds.Pair, w: float) -> chains.Denoise:

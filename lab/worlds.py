@@ -126,7 +126,7 @@ def paper_line() -> Pair:
 
 
 def classes(seed: int, dimension: int = 2, count: int = 4, components: int = 2, spread: float = 1.0) -> Pair:
-    """One class of a random mixture against all of them, as Bayes has it: p(x0) = Σ_y p(y) p(x0|y).
+    """The innermost class of a random mixture against all of them, as Bayes has it: p(x0) = Σ_y p(y) p(x0|y).
 
     The centres of a class lie together; standard deviations lie between 0.2 and 0.5 along random axes.
     """
@@ -134,7 +134,9 @@ def classes(seed: int, dimension: int = 2, count: int = 4, components: int = 2, 
     normal = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
     uniform = lambda *shape: torch.rand(*shape, generator=random, dtype=torch.float64)  # noqa: E731
     k = count * components
-    centres = spread * normal(count, 1, dimension) + 0.6 * normal(count, components, dimension)
+    middles = spread * normal(count, 1, dimension)
+    middles = middles[middles.norm(dim=-1).flatten().argsort()]
+    centres = middles + 0.6 * normal(count, components, dimension)
     axes = torch.linalg.qr(normal(k, dimension, dimension)).Q
     covariances = axes @ torch.diag_embed((0.2 + 0.3 * uniform(k, dimension)) ** 2) @ axes.mT
     weights, means = 0.5 + uniform(k), centres.reshape(k, dimension)

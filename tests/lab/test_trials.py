@@ -1,0 +1,50 @@
+"""Trials, their cache and their tables."""
+
+import pandas as pd
+import pytest
+from pack.lab import tables, trials
+
+TRIAL = trials.Trial("plane", 11, "cfg+ratio/4", 3.0, samples=50, steps=6)
+
+
+def test_a_trial_is_computed_once(tmp_path, monkeypatch):
+    first = trials.cached(TRIAL, tmp_path)
+    monkeypatch.setattr(trials, "run", lambda trial: pytest.fail("computed again"))
+    assert trials.cached(TRIAL, tmp_path) == first
+
+
+def test_the_address_tells_trials_and_code_apart(monkeypatch):
+    keys = {TRIAL.key(), trials.Trial("plane", 11, "cfg+ratio/4", 3.0, samples=50, steps=7).key()}
+    monkeypatch.setattr(trials, "code_digest", lambda with_candidates: "other code")
+    assert len(keys | {TRIAL.key()}) == 3
+
+
+@pytest.mark.parametrize("world", trials.WORLDS)
+def test_every_world_runs(world):
+    result = trials.run(trials.Trial(world, 11, "interval+jacobian/2", 2.0, samples=8, steps=4))
+    assert 0 <= result["distance"] < 20
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ancestral"])
+def test_the_same_trial_gives_the_same_number(sampler):
+    trial = trials.Trial("plane", 12, "c2fg+profile:ratio", 3.0, sampler, samples=50, steps=6)
+    assert trials.run(trial) == trials.run(trial)
+
+
+def test_sweeps_name_rules_that_exist():
+    for sweep in tables.SWEEPS.values():
+        for trial in {t.rule: t for t in sweep.trials(quick=True)}.values():
+            if trial.rule not in tables.ENDS:
+                trials.guided(trial.rule, trials.WORLDS[trial.world](1), trial.w)
+
+
+def test_table_has_a_line_a_rule_and_a_column_a_setting():
+    rows = [
+        {"world": "plane", "sampler": "euler", "w": w, "rule": rule, "seed": seed, "distance": 1.0 + seed}
+        for w in (1.0, 3.0)
+        for rule in ("none", "cfg")
+        for seed in range(3)
+    ]
+    text = tables.markdown(tables.summary(pd.DataFrame(rows)))
+    assert text.splitlines()[0] == "| rule | plane euler w = 1 | plane euler w = 3 |"
+    assert text.splitlines()[2].startswith("| none | 2.000 ± ")
