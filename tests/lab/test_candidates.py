@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from pack.lab import candidates, fields, guides, optimal, worlds
 from pack.reg import rectification, schedules
 

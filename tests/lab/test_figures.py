@@ -2,6 +2,7 @@
 
 import pytest
 from matplotlib.figure import Figure
+
 from pack.lab import figures
 
 
