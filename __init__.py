@@ -2,9 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .nodes.autoguidance import REGAutoGuider
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
+from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
 from .nodes.toy import REGToy, REGToyModel, REGToyPlot
 
@@ -14,11 +16,13 @@ class REGExtension(ComfyExtension):
         return [
             REGModel,
             REGGuider,
+            REGAutoGuider,
             REGSampler,
             REGSchedule,
             REGCalibrate,
             REGSaveProfile,
             REGLoadProfile,
+            REGReport,
             REGToy,
             REGToyModel,
             REGToyPlot,

@@ -24,6 +24,7 @@ from .status import LiveLine, tell
 from .step import RECTIFIERS, Step
 
 KEY = "reg"
+UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
 
 def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict) -> Recorder:
@@ -117,9 +118,11 @@ class Run:
     def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
         count, passes = sum(cond is not None for cond in conds), self.recorder.passes
+        unseen = model_options.get(UNSEEN, 0)
+        passes["forward"] += unseen
         if not self.measuring:
-            passes.update(cond=min(count, 1), uncond=max(count - 1, 0))
-        if self.measuring or count < 2 or not self._is_active(sigma) or "context_handler" in model_options:
+            passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
+        if self.measuring or count + unseen < 2 or not self._is_active(sigma) or "context_handler" in model_options:
             passes["forward"] += count
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         self.conds = conds
@@ -216,8 +219,13 @@ class Run:
             jt_ones=lambda: product(torch.ones_like(args["input"])) if ahead.jt_ones is None else ahead.jt_ones,
             product=product,
             denoise_cond=conds.only,
-            denoise_both=conds.both,
+            denoise_both=self._both(conds),
         )
+
+    def _both(self, conds: CondsPass) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """x -> D_c(x), D_u(x); by the guider if it says how, else from the two conds of the model."""
+        ask = getattr(self.guider, "denoise_both", None)
+        return conds.both if ask is None else partial(ask, sigma=conds.sigma, model_options=conds.model_options)
 
     def _product(self, conds: CondsPass, d_cond: Tensor, ahead: Ahead, v: Tensor) -> Tensor:
         """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""
