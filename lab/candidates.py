@@ -162,7 +162,7 @@ CANDIDATES: dict[str, Callable] = {
     "spectral-shrunk": spectral_shrunk,
     "local": local_ratio,
     "newton-2": lambda step: newton(step, 2),
-    "newton-8": lambda step: newton(step, 8),
+    "newton-4": lambda step: newton(step, 4),
     "ratio-jacobian": ratio_jacobian,
     "ratio-natural": ratio_natural,
     "ratio-moved": moved_by(scalar_ratio),

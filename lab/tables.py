@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,23 +25,21 @@ OUTPUT = Path(__file__).parents[1] / "docs" / "lab"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
 ENDS = ("floor", "exact", "none")
 BASIC = ("elementwise", "jacobian", "natural", "ratio")
-FIELDS = tuple(name for name in WORLDS if name.startswith("field"))
-HELD = ("elementwise", "elementwise-variance", "jacobian", "jacobian-variance", "natural", "ratio")
-MIXED = tuple(name for name in WORLDS if name.startswith("mixed"))
+FIELD_WORLDS = tuple(name for name in WORLDS if name.startswith("field"))
+MIXED_WORLDS = tuple(name for name in WORLDS if name.startswith("mixed"))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trials for one table: every rule in every world, at every w, for every seed."""
+    """Trials: every rule in every world, at every w, for every seed."""
 
-    title: str
     rules: tuple[str, ...]
     worlds: tuple[str, ...] = ("plane",)
     ws: tuple[float, ...] = (1.0, 3.0, 7.0)
     samplers: tuple[str, ...] = ("euler",)
     world_seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    samples: int = 1000
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    samples: int = 500
 
     def trials(self, quick: bool) -> Iterator[Trial]:
         """All trials; quick ones leave out worlds, seeds and samples, enough to see that everything runs."""
@@ -54,91 +52,94 @@ class Sweep:
             yield Trial(world, world_seed, rule, w, sampler, seed, samples=samples)
 
 
+@dataclass(frozen=True)
+class Table:
+    """Sweeps that make one table, and the rule that others are given relative to, if any."""
+
+    title: str
+    sweeps: tuple[Sweep, ...]
+    baseline: str = ""
+
+    def trials(self, quick: bool) -> list[Trial]:
+        """The trials of all sweeps."""
+        return [trial for sweep in self.sweeps for trial in sweep.trials(quick)]
+
+
 def with_rectifications(schedule: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """A schedule alone and with each rectification."""
     return (schedule, *(f"{schedule}+{name}" for name in names))
 
 
-CHAINS = sum((with_rectifications(schedule, BASIC) for schedule in SCHEDULES), ())
-SPECTRAL = (*BASIC, "spectral")
-FIELD_SIZE = {"ws": (1.0, 3.0, 6.0), "world_seeds": (11, 12, 13), "seeds": (0, 1, 2), "samples": 64}
-MIXED_SIZE = {"ws": (2.0, 6.0), "world_seeds": (11, 12, 13), "seeds": (0, 1, 2), "samples": 200}
+def refreshed(*names: str) -> tuple[str, ...]:
+    """CFG with each rectification, measured anew every 1, 2, 4 and 8 steps."""
+    return tuple(f"cfg+{name}/{n}" for name in names for n in (1, 2, 4, 8))
 
-SWEEPS = {
-    "plane": Sweep("Mixtures in the plane, Euler: sliced Wasserstein distance to the exact target", ENDS + CHAINS),
-    "samplers": Sweep(
-        "Mixtures in the plane, other samplers",
-        ENDS + with_rectifications("cfg", BASIC),
-        samplers=("ancestral", "heun"),
-        seeds=(0, 1, 2),
+
+FIELDS = Sweep((), FIELD_WORLDS, (1.0, 3.0, 6.0), world_seeds=(11, 12, 13), seeds=(0, 1), samples=48)
+MIXED = Sweep((), MIXED_WORLDS, (2.0, 6.0), world_seeds=(11, 12, 13), seeds=(0, 1, 2), samples=100)
+CHAINS = sum((with_rectifications(schedule, BASIC) for schedule in SCHEDULES), ())
+SPECTRAL = with_rectifications("cfg", (*BASIC, "spectral"))
+HOLDS = ("elementwise", "elementwise-one", "elementwise-variance", "jacobian", "jacobian-variance")
+
+TABLES = {
+    "plane": Table(
+        "Mixtures in the plane, Euler: sliced Wasserstein distance to the exact target", (Sweep(ENDS + CHAINS),)
     ),
-    "every": Sweep(
+    "samplers": Table(
+        "Mixtures in the plane, other samplers: sliced Wasserstein",
+        (Sweep(ENDS + with_rectifications("cfg", BASIC), samplers=("ancestral", "heun"), seeds=(0, 1)),),
+    ),
+    "other": Table(
+        "AutoGuidance with a weak model (weak) and a broad unconditional (broad): sliced Wasserstein",
+        (Sweep(ENDS + with_rectifications("cfg", BASIC), worlds=("weak", "broad"), seeds=(0, 1)),),
+    ),
+    "every": Table(
         "Measured anew every n-th step, or read off a curve measured once",
         (
-            "cfg",
-            *(f"cfg+{name}/{n}" for name in HELD for n in (1, 2, 4, 8)),
-            "cfg+profile:elementwise",
-            "cfg+profile:ratio",
-        ),
-        worlds=("plane", "broad"),
-        ws=(3.0,),
-        seeds=(0, 1, 2),
-    ),
-    "holds": Sweep(
-        "What to keep between measurements",
-        (
-            "cfg",
-            *(
-                f"cfg+{name}/{n}"
-                for name in ("elementwise", "elementwise-variance", "elementwise-one")
-                for n in (1, 2, 4, 8)
+            Sweep(
+                ("cfg", *refreshed(*HOLDS, "natural", "ratio"), "cfg+profile:elementwise", "cfg+profile:ratio"),
+                worlds=("plane", "broad"),
+                ws=(3.0,),
             ),
-            *(f"cfg+{name}/{n}" for name in ("jacobian", "jacobian-variance", "jacobian-bands") for n in (1, 2, 4, 8)),
+            replace(
+                FIELDS,
+                rules=("cfg", *refreshed(*HOLDS, "jacobian-bands", "ratio")),
+                worlds=("field 0.6",),
+                ws=(6.0,),
+            ),
+            replace(
+                MIXED,
+                rules=("cfg", *refreshed(*HOLDS, "jacobian-bands", "ratio")),
+                worlds=("mixed 0.1",),
+                ws=(6.0,),
+                world_seeds=(11, 12),
+                seeds=(0, 1),
+            ),
         ),
-        worlds=("field 0.6", "mixed 0.1"),
-        ws=(6.0,),
-        world_seeds=(11, 12),
-        seeds=(0, 1),
-        samples=100,
     ),
-    "other": Sweep(
-        "AutoGuidance (weak) and a broad unconditional (broad)",
-        ENDS + with_rectifications("cfg", BASIC),
-        worlds=("weak", "broad"),
-        seeds=(0, 1, 2),
-    ),
-    "fields": Sweep(
+    "fields": Table(
         "Gaussian fields 32², by the share of low-frequency variance between classes: W2 a pixel",
-        ENDS[1:] + with_rectifications("cfg", SPECTRAL),
-        worlds=FIELDS,
-        **FIELD_SIZE,
+        (replace(FIELDS, rules=("exact", "none", *SPECTRAL)),),
     ),
-    "mixed": Sweep(
+    "mixed": Table(
         "Mixtures of fields 32², by the share of low-frequency variance between components: sliced Wasserstein",
-        (ENDS[0], ENDS[2], *with_rectifications("cfg", SPECTRAL)),
-        worlds=MIXED,
-        **MIXED_SIZE,
+        (replace(MIXED, rules=("floor", "none", *SPECTRAL)),),
     ),
 }
 
-RESEARCH = ("cfg", "cfg+elementwise", "cfg+jacobian", "cfg+natural", "cfg+ratio", "cfg+spectral")
-RESEARCH += tuple(f"cfg+{name}" for name in CANDIDATES)
+RESEARCH = SPECTRAL + tuple(f"cfg+{name}" for name in CANDIDATES)
 FLAT = tuple(rule for rule in RESEARCH if not any(word in rule for word in ("spectral", "local")))
-
-
-def research(world_seeds: tuple[int, ...]) -> dict[str, Sweep]:
-    """All candidates in three kinds of world, for tuning or for the report."""
-    size = {"seeds": (0, 1), "world_seeds": world_seeds}
-    return {
-        "plane": Sweep("plane", ("floor", "none", *FLAT), **size),
-        "fields": Sweep("fields", ("exact", "none", *RESEARCH), worlds=FIELDS, **(FIELD_SIZE | size)),
-        "mixed": Sweep("mixed", ("floor", "none", *RESEARCH), worlds=MIXED, **(MIXED_SIZE | size)),
-    }
-
-
-for phase, numbers in {"tune": (101, 102, 103), "report": (21, 22, 23)}.items():
-    for kind, sweep in research(numbers).items():
-        SWEEPS[f"research-{kind}-{phase}"] = sweep
+for phase, world_seeds in {"tuning": (101, 102, 103), "report": (21, 22, 23)}.items():
+    size = {"world_seeds": world_seeds, "seeds": (0, 1)}
+    TABLES[f"research-{phase}"] = Table(
+        f"Candidates on the {phase} worlds: distance over that of the ratio",
+        (
+            Sweep(("none", *FLAT), **size),
+            replace(FIELDS, rules=("none", *RESEARCH), ws=(1.0, 6.0), **size),
+            replace(MIXED, rules=("none", *RESEARCH), **(size | {"world_seeds": world_seeds[:2]})),
+        ),
+        baseline="cfg+ratio",
+    )
 
 
 def results(trials: list[Trial], cache: Path, jobs: int) -> pd.DataFrame:
@@ -165,12 +166,12 @@ def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Rules down, worlds, samplers and w across; each cell a mean and its interval."""
+    """Rules down, worlds, samplers and w across; each cell a mean and how far its interval goes."""
     columns = list(dict.fromkeys(zip(table.world, table.sampler, table.w, strict=True)))
     cells = {
         (r.rule, r.world, r.sampler, r.w): f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}" for r in table.itertuples()
     }
-    heads = [" ".join([world, sampler, f"w = {w:g}"]) for world, sampler, w in columns]
+    heads = [" ".join(filter(None, [world, sampler, f"w = {w:g}" if w else ""])) for world, sampler, w in columns]
     lines = ["| rule | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for rule in dict.fromkeys(table.rule):
         lines.append(f"| {rule} | " + " | ".join(cells.get((rule, *column), "") for column in columns) + " |")
@@ -185,16 +186,34 @@ def write(name: str, title: str, table: pd.DataFrame, text: str, command: str, f
     print(f"{title}\n\n{text}\n")
 
 
+def relative(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Distance over the baseline's on the same chain: geometric mean and 95 % bootstrap interval, a line a rule and world.
+
+    Chains differ in world, w and noise; below 1 a rule is nearer the target than the baseline.
+    """
+    chain = ["world", "world_seed", "w", "sampler", "seed"]
+    base = rows[rows.rule == baseline].set_index(chain).distance
+    ratio = np.log(rows.distance / base.reindex(pd.MultiIndex.from_frame(rows[chain])).to_numpy())
+    lines = []
+    for (world, rule), group in ratio.groupby([rows.world, rows.rule], sort=False):
+        interval = asdict(measure.bootstrap(group.to_numpy()))
+        lines.append(
+            {"world": world, "sampler": "", "w": "", "rule": rule} | {k: np.exp(v) for k, v in interval.items()}
+        )
+    return pd.DataFrame(lines)
+
+
 def sweep_table(name: str, options: argparse.Namespace) -> None:
-    """Run one sweep and write its table."""
-    sweep = SWEEPS[name]
-    rows = results(list(sweep.trials(options.quick)), options.cache, options.jobs)
-    table = summary(rows)
-    count = (rows.world_seed.nunique(), rows.seed.nunique(), rows.samples.max())
-    note = "\n\nMean over {} worlds, ± half the 95 % bootstrap interval over {} seeds; {} samples a chain.".format(
-        *count
-    )
-    write(name, sweep.title, table, markdown(table) + note, command(name, options), options.output)
+    """Run the sweeps of one table and write it."""
+    table = TABLES[name]
+    rows = results(table.trials(options.quick), options.cache, options.jobs)
+    if table.baseline:
+        text = markdown(relative(rows, table.baseline))
+        text += f"\n\nGeometric mean of distance over that of {table.baseline} on the same chains"
+        text += ", and its 95 % bootstrap interval over chains: below 1 is nearer the target."
+    else:
+        text = markdown(summary(rows)) + "\n\nMean over worlds ± half its 95 % bootstrap interval over seeds."
+    write(name, table.title, summary(rows), text, command(name, options), options.output)
 
 
 def steps_table(options: argparse.Namespace) -> None:
@@ -230,13 +249,13 @@ def command(name: str, options: argparse.Namespace) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lab", description="Measure guidance rules in worlds whose answer is known.")
-    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*SWEEPS, 'steps', 'figures'])}; all if none")
+    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, 'steps', 'figures'])}; all if none")
     parser.add_argument("--quick", action="store_true", help="few worlds, seeds and samples")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where results are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where tables and figures go")
     options = parser.parse_args()
-    unknown = set(options.tables) - {*SWEEPS, "steps", "figures"}
+    unknown = set(options.tables) - {*TABLES, "steps", "figures"}
     if unknown:
         parser.error(f"no table is called {', '.join(sorted(unknown))}")
     return options
@@ -245,7 +264,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Make the tables and figures that were asked for."""
     options = parse()
-    for name in options.tables or [*SWEEPS, "steps", "figures"]:
+    for name in options.tables or [*TABLES, "steps", "figures"]:
         if name == "steps":
             steps_table(options)
         elif name == "figures":

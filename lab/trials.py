@@ -106,7 +106,7 @@ class Judge:
         if isinstance(self.target, fields.FieldMixture):
             return {"distance": measure.field_distance(start, samples, self.target)}
         random = torch.Generator().manual_seed(1000 + seed)
-        exact = self.target.sample(max(6000, len(samples)) if samples.ndim == 2 else len(samples), random)
+        exact = self.target.sample(max(3000, len(samples)), random)
         distance = measure.sliced_wasserstein(samples, exact, seed=seed)
         mass = self.target.component_mass(self.pair.cond)
         return {"distance": distance, "modes": measure.mode_error(samples, self.pair.cond, mass)}

@@ -33,8 +33,8 @@ def test_the_same_trial_gives_the_same_number(sampler):
 
 
 def test_sweeps_name_rules_that_exist():
-    for sweep in tables.SWEEPS.values():
-        for trial in {t.rule: t for t in sweep.trials(quick=True)}.values():
+    for table in tables.TABLES.values():
+        for trial in {t.rule: t for t in table.trials(quick=True)}.values():
             if trial.rule not in tables.ENDS:
                 trials.guided(trial.rule, trials.WORLDS[trial.world](1), trial.w)
 
@@ -49,3 +49,22 @@ def test_table_has_a_line_a_rule_and_a_column_a_setting():
     text = tables.markdown(tables.summary(pd.DataFrame(rows)))
     assert text.splitlines()[0] == "| rule | plane euler w = 1 | plane euler w = 3 |"
     assert text.splitlines()[2].startswith("| none | 2.000 ± ")
+
+
+def test_relative_distance_is_paired():
+    rows = [
+        {
+            "world": "plane",
+            "world_seed": 1,
+            "sampler": "euler",
+            "w": 1.0,
+            "rule": rule,
+            "seed": seed,
+            "distance": distance,
+        }
+        for rule, distances in {"cfg+ratio": (1.0, 2.0, 4.0), "cfg": (2.0, 4.0, 8.0)}.items()
+        for seed, distance in enumerate(distances)
+    ]
+    table = tables.relative(pd.DataFrame(rows), "cfg+ratio").set_index("rule")
+    assert table.loc["cfg", ["mean", "low", "high"]].tolist() == pytest.approx([2.0, 2.0, 2.0])
+    assert table.loc["cfg+ratio", "mean"] == pytest.approx(1.0)
