@@ -1,0 +1,107 @@
+"""Every node has its help page, which tells of everything on the node; no page points to what is not there."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+from pack.devtools import locales
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "web" / "docs"
+LANGUAGES = ("en", "ja")
+SCHEMAS = {schema.node_id: schema for schema in locales.schemas()}
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+)
+LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+PAPER = "https://arxiv.org/abs/2501.18865"
+
+each_page = pytest.mark.parametrize(
+    ("node", "language"), [(node, language) for node in SCHEMAS for language in LANGUAGES]
+)
+
+
+def page(node: str, language: str) -> str:
+    return (PAGES / node / f"{language}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of the table rows of a page after the first, by each of the names in the first."""
+    lines = [line.strip("|") for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return {name: rest for first, *rest in cells for name in re.findall(r"`([^`]+)`", first)}
+
+
+def test_pages_of_the_nodes_and_no_others():
+    found = {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md")}
+    assert found == {f"{node}/{language}.md" for node in SCHEMAS for language in LANGUAGES}
+
+
+@each_page
+def test_page_tells_of_everything(node, language):
+    schema, text = SCHEMAS[node], page(node, language)
+    names = locales.phrases(language)
+    assert text.startswith(f"# {names[schema.display_name]}\n")
+    inputs = [entry for socket in schema.inputs for entry in [socket, *getattr(socket, "get_all", list)()]]
+    told = rows(text)
+    assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(told)
+    for entry in schema.inputs:
+        for option in getattr(entry, "options", None) or []:
+            value = str(getattr(option, "key", option))
+            assert value in text or value.endswith(".safetensors"), (entry.id, value)
+    assert PAPER in text
+
+
+@each_page
+def test_defaults_are_the_nodes(node, language):
+    told = rows(page(node, language))
+    for entry in SCHEMAS[node].inputs:
+        default = getattr(entry, "default", None)
+        if default is not None:
+            shown = default if isinstance(default, str) else f"{default:g}"
+            assert shown in told[entry.id][0].split(", "), entry.id
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_shared_options_are_explained_alike(language):
+    shared = ["rectification", "strength", "estimator", "every", "skip_below", "profile", "schedule"]
+    pages = [told for node in SCHEMAS if "estimator" in (told := rows(page(node, language)))]
+    assert len(pages) >= 3
+    assert all([told[name] for name in shared] == [pages[0][name] for name in shared] for told in pages)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_dead_link(path):
+    """Of help pages, ComfyUI resolves pictures from the folder of all pages, and no other relative link at all."""
+    is_help = PAGES in path.parents
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for picture, target in LINK.findall(text):
+        if re.match(r"https://[\w.-]+\.\w+(/|$)", target):
+            continue
+        file, _, heading = target.partition("#")
+        pointed_at = path.parent / file if file else path
+        assert pointed_at.exists(), target
+        assert not is_help or (picture and target.startswith("../")), target
+        if heading:
+            assert heading in anchors(pointed_at.read_text(encoding="utf-8")), target
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that a Markdown page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_server_has_the_pages_where_comfyui_looks(server):
+    for node, about in server.object_info().items():
+        if node in SCHEMAS:
+            folder = about["python_module"].removeprefix("custom_nodes.")
+            for language in LANGUAGES:
+                path = f"/extensions/{quote(folder)}/docs/{node}/{language}.md"
+                assert server.session.get(server.url + path).content.decode() == page(node, language)
