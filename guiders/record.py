@@ -35,20 +35,21 @@ class Record:
     """What one run did. Curves are [steps] over the guided steps; they and the maps are on the CPU.
 
     `kept` is f, the gain or ρ: its mean over the batch and all pixels, and `spread` its standard deviation. `cfg` is
-    the one that moves the prediction as far along the guidance as was done. `correction` is ‖R(g) − g‖ / ‖g‖, the
-    estimated error of the guidance. `maps` are pairs (sigma, what is left of the guidance [h, w]) of the first sample.
+    the one that moves the prediction as far along the guidance as was done, `plain_cfg` as would have been done
+    without. `correction` is ‖R(g) − g‖ / ‖g‖, the estimated error of the guidance. `maps` are pairs (sigma, what is
+    left of the guidance [h, w]) of the first sample.
     """
 
     options: Options
     estimator: str  # in use when the run ended
     fallback: str  # why it is not the one asked for, or empty
-    nominal_cfg: float | None  # the guider's own
     sigma: Tensor
     kept: Tensor
     spread: Tensor
+    plain_cfg: Tensor
     cfg: Tensor
     correction: Tensor
-    seconds: Tensor  # from each guided step to the next
+    seconds: Tensor  # from the step before to the end of each
     maps: list[tuple[float, Tensor]]
     passes: dict[str, int]  # cond, uncond, extra, reverse: how often the model was evaluated, or a graph reversed
     total_seconds: float
@@ -67,8 +68,7 @@ class Record:
         o = self.options
         lines = [
             f"REG: {self.method}",
-            f"strength {o.strength:g}, percent {o.start_percent:g} to {o.end_percent:g}, every {o.every}, "
-            f"cfg {'–' if self.nominal_cfg is None else format(self.nominal_cfg, 'g')}",
+            f"strength {o.strength:g}, percent {o.start_percent:g} to {o.end_percent:g}, every {o.every}",
             f"passes: {self.passes_text()}",
         ]
         if not len(self.sigma):
@@ -81,11 +81,11 @@ class Record:
     def _curves_text(self) -> list[str]:
         """Means over the run, and a table of at most twelve steps."""
         rows = range(0, len(self.sigma), -(-len(self.sigma) // 12))
-        curves = zip(self.sigma, self.kept, self.spread, self.cfg, self.correction, strict=True)
-        lines = [f"{s:9.3f}  {k:6.3f} ± {d:.3f}  {cfg:6.2f}  {c:10.3f}" for s, k, d, cfg, c in curves]
+        curves = zip(self.sigma, self.kept, self.spread, self.plain_cfg, self.cfg, self.correction, strict=True)
+        lines = [f"{s:9.3f}  {k:6.3f} ± {d:.3f}  {p:5.2f} → {cfg:5.2f}  {c:10.3f}" for s, k, d, p, cfg, c in curves]
         table = [lines[i] for i in rows]
         means = f"mean {self.kept_name} {self.kept.mean():.3f}, mean correction {self.correction.mean():.3f}"
-        return [means, f"{'sigma':>9}  {self.kept_name:>6} ± spread  {'cfg':>6}  correction", *table]
+        return [means, f"{'sigma':>9}  {self.kept_name:>6} ± spread  {'cfg':>13}  correction", *table]
 
 
 def method(rectification: str, estimator: str, fallback: str) -> str:
@@ -162,8 +162,8 @@ class Recorder:
 
     def _record(self) -> Record:
         ended = time.monotonic()
-        curves = torch.stack([row for row, _ in self.steps.items]).cpu() if self.steps.items else torch.zeros(0, 5)
-        times = [*(at for _, at in self.steps.items), ended]
+        curves = torch.stack([row for row, _ in self.steps.items]).cpu() if self.steps.items else torch.zeros(0, 6)
+        times = [self.started, *(at for _, at in self.steps.items)]
         seconds = torch.tensor([(b - a) / self.steps.stride for a, b in pairwise(times)])
         plain = {kind: self.passes[kind] for kind in ("cond", "uncond")}
         extra = self.passes["forward"] - sum(plain.values())
@@ -171,7 +171,6 @@ class Recorder:
             self.options,
             self.estimator,
             self.fallback,
-            getattr(self.guider, "cfg", None),
             *curves.unbind(1),
             seconds,
             [(float(sigma), pixels.cpu()) for sigma, pixels in _spread_over(self.maps.items, MAPS_KEPT)],
@@ -181,15 +180,15 @@ class Recorder:
 
 
 def _measures(step: Step, rectified: Tensor, kept: Tensor) -> Tensor:
-    """sigma, mean and spread of what was kept, effective cfg, size of the correction: [5] on the device."""
+    """sigma, mean and spread of what was kept, cfg before and after, size of the correction: [6] on the device."""
     g = step.guidance
     applied = torch.lerp(g, rectified, step.strength)
     norm = per_sample.dot(g, g)
     along = torch.where(norm > 0, per_sample.dot(applied, g) / torch.where(norm > 0, norm, 1.0), 1.0)
-    cfg = 1 + along * rectification.weight(g, step.d_cond, step.d_uncond)
+    w = rectification.weight(g, step.d_cond, step.d_uncond)
     length = per_sample.rms(g)
     correction = per_sample.rms(rectified - g) / torch.where(length > 0, length, 1.0)
-    values = step.sigma[0], kept.mean(), kept.std(correction=0), cfg.mean(), correction.mean()
+    values = step.sigma[0], kept.mean(), kept.std(correction=0), 1 + w.mean(), 1 + (along * w).mean(), correction.mean()
     return torch.stack([value.float() for value in values])
 
 

@@ -83,9 +83,8 @@ def _draw_curves(axes, record: Record) -> None:
     low, high = record.kept - record.spread, record.kept + record.spread
     kept.fill_between(record.sigma, low, high, alpha=0.25, linewidth=0)
     _curve(kept, record, record.kept, f"mean {record.kept_name} ± spread", within=(0, 1.05))
-    nominal = record.nominal_cfg or 1.0
-    cfg.axhline(nominal, linestyle="--", color="grey")
-    _curve(cfg, record, record.cfg, "effective cfg", within=(1, 1 + 1.05 * (nominal - 1)))
+    cfg.plot(record.sigma, record.plain_cfg, linestyle="--", color="grey")
+    _curve(cfg, record, record.cfg, "effective cfg (dashed: without REG)", within=(1, 1.5))
     _curve(correction, record, record.correction, "correction ‖R(g) − g‖ / ‖g‖", within=(0, 0.1))
     _curve(seconds, record, record.seconds, "seconds a step", within=(0, 0.01))
 

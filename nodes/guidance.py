@@ -5,12 +5,14 @@ from comfy_api.latest import io
 
 from ..guiders.options import Options
 from ..guiders.ways_in import RectifiedSampler, on_model
-from .options import option_inputs
+from .options import option_inputs, sampled_anew_for_a_report
 
 ALIASES = ["rectified gradient guidance", "cfg", "guidance", "REG"]
 
 
 class REGModel(io.ComfyNode):
+    fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -33,6 +35,8 @@ class REGModel(io.ComfyNode):
 
 
 class REGGuider(io.ComfyNode):
+    fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -68,6 +72,8 @@ class REGGuider(io.ComfyNode):
 
 
 class REGSampler(io.ComfyNode):
+    fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -3,9 +3,15 @@
 from comfy_api.latest import io
 
 from ..guiders.options import ESTIMATORS, RECTIFICATIONS
+from ..guiders.prompt import report_follows
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
+
+
+def sampled_anew_for_a_report(cls, **inputs) -> bool:
+    """`fingerprint_inputs` of a way in: connecting a report makes another run of it, one that is recorded."""
+    return report_follows()
 
 
 def option_inputs() -> list:
