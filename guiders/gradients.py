@@ -6,7 +6,8 @@ is patched and nothing has to be restored.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -15,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..reg.estimators import Evaluation, evaluate
+from .checkpointing import checkpointed
 
 try:
     from comfy_kitchen.backends import eager as kitchen
@@ -24,17 +26,33 @@ except ImportError:  # a ComfyUI without comfy-kitchen has nothing to replace
 ATTENTION_SLOT = "optimized_attention_override"
 
 
-def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, copies: bool = False) -> Evaluation:
-    """Evaluate `denoise(x)`, which runs ComfyUI's `network`, so that vectors can be pulled back through it.
+@dataclass
+class Care:
+    """What a graph needs besides, learnt from attempts that failed without it: both cost something."""
 
-    `copies` asks for a pass that survives a network that writes into tensors autograd saved: every saved tensor but its
-    own weights is copied. It costs memory, so it is for networks that failed without it.
+    copies: bool = False  # of what autograd saves, for networks that write into it
+    checkpoints: bool = False  # blocks evaluated again in the reverse pass, for graphs that do not fit
+
+
+def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, care: Care) -> Evaluation:
+    """Evaluate `denoise(x)`, which runs ComfyUI's `network`, so that vectors can be pulled back through it.
 
     Raises:
         RuntimeError: the network's output keeps no gradient. (D would have one all the same, through its own x.)
     """
-    with _copied_activations(network) if copies else nullcontext(), _must_keep_gradient(network), DifferentiableCalls():
+    with ExitStack() as stack:
+        if care.checkpoints:
+            stack.enter_context(checkpointed(network, lambda: _recording(network, care)))
+        stack.enter_context(_must_keep_gradient(network))
+        stack.enter_context(_recording(network, care))
         return evaluate(denoise, x)
+
+
+@contextmanager
+def _recording(network: torch.nn.Module, care: Care):
+    """Where autograd can record the network."""
+    with _copied_activations(network) if care.copies else nullcontext(), DifferentiableCalls():
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reg import estimators
 from ..reg.estimators import Evaluation
-from .gradients import evaluate_with_graph, with_differentiable_attention
+from .gradients import Care, evaluate_with_graph, with_differentiable_attention
 
 Conds = list[list[dict] | None]
 
@@ -65,10 +65,10 @@ class CondsPass:
         out = self._evaluate(self.conds, x)
         return out[self.position], out[-1]
 
-    def graph(self, copies: bool) -> Evaluation:
-        """The guided cond's prediction, with its graph; `copies` survives models that write into saved tensors."""
+    def graph(self, care: Care) -> Evaluation:
+        """The guided cond's prediction, with its graph."""
         options = with_differentiable_attention(self.model_options)
-        return evaluate_with_graph(lambda x: self.only(x, options), self.x, self.model.diffusion_model, copies)
+        return evaluate_with_graph(lambda x: self.only(x, options), self.x, self.model.diffusion_model, care)
 
     def with_graph(self, evaluation: Evaluation) -> list[Tensor]:
         """The predictions, the guided one taken from `evaluation`: the others keep no graph."""

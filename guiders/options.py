@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..reg.profile import Profile
 from .schedule import GuidanceSchedule
+from .checkpointing import CHOICES as CHECKPOINT_CHOICES
 from .step import RECTIFIERS
 
 RECTIFICATIONS = tuple(RECTIFIERS)
@@ -26,6 +27,7 @@ class Options:
     end_percent: float = 1.0
     every: int = 1  # measure anew every n-th guided step
     step: float = 0.0  # difference step over the latent's root mean square; 0 chooses
+    checkpoint: str = "auto"  # evaluate blocks again in the reverse pass: where memory asks for it, never, always
     skip_below: float = 0.0  # with a profile: leave out the unconditional pass where guidance does less than this
     profile: Profile | None = None
     schedule: GuidanceSchedule | None = None  # of the guidance itself, rectified or not
@@ -42,6 +44,7 @@ class Options:
         )
         _require(self.every >= 1, f"every must be 1 or more, not {self.every}")
         _require(_within(self.step, 0, 1), f"step must be between 0 and 1, not {self.step}")
+        _require(self.checkpoint in CHECKPOINT_CHOICES, f"checkpoint must be one of {', '.join(CHECKPOINT_CHOICES)}")
         _require(_within(self.skip_below, 0, 1), f"skip_below must be between 0 and 1, not {self.skip_below}")
         _require(
             self.profile is not None or self.estimator != "profile",

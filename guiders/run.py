@@ -6,6 +6,7 @@ the guidance term is known, and rectifies it.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import comfy.model_management
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..reg import estimators, rectification
 from ..reg.profile import Profile
+from .checkpointing import graph_fits
+from .gradients import Care
 from .lookahead import Ahead, CondsPass
 from .options import Options
 from .record import Recorder, method, recorder
@@ -97,7 +100,7 @@ class Run:
         self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
         self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
         self.backward = options.estimator in ("auto", "backward")
-        self.copies = False  # does autograd need copies of what it saves?
+        self.care: Care | None = None  # of the graph; known from the first one on
         self.guided_steps = 0
         self.measuring = False  # are the conds evaluated by us?
         self.conds: list = []  # evaluated together last
@@ -153,12 +156,18 @@ class Run:
         return conds.plain()
 
     def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
-        evaluation = conds.graph(self.copies)
+        evaluation = self._graph(conds)
         if self.rectifier.looks_for == "ones":
             self.ahead.jt_ones = self._pull_back(evaluation, torch.ones_like(conds.x))
         else:
             self.ahead.evaluation = evaluation
         return evaluation
+
+    def _graph(self, conds: CondsPass) -> estimators.Evaluation:
+        if self.care is None:
+            asked = self.options.checkpoint
+            self.care = Care(checkpoints=asked == "always" or (asked == "auto" and not graph_fits(conds.model, conds.x)))
+        return conds.graph(self.care)
 
     def _position(self) -> int:
         """Where the guided cond stands among those evaluated together; the first unless known better."""
@@ -170,9 +179,7 @@ class Run:
         if args["uncond"] is None or not self._is_active(args["sigma"]):
             return args["denoised"]
         if ahead is None or not ahead.serves(args["cond"], args["input"], args["sigma"]):
-            self.guided_cond = args[
-                "cond"
-            ]  # not the one looked at: this guider guides another, so look there next time
+            self.guided_cond = args["cond"]  # this guider guides another than was looked at: look there next time
             ahead = Ahead(args["cond"], args["input"], args["sigma"])
         step = self._step(args, ahead)
         self.measuring = True
@@ -231,7 +238,7 @@ class Run:
         """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""
 
         def pull_back() -> Tensor:
-            evaluation, ahead.evaluation = ahead.evaluation or conds.graph(self.copies), None
+            evaluation, ahead.evaluation = ahead.evaluation or self._graph(conds), None
             return self._pull_back(evaluation, v)
 
         product = self._try_backward(pull_back)
@@ -251,17 +258,21 @@ class Run:
             try:
                 return attempt()
             except Exception as error:
-                if not self.copies and "modified by an inplace operation" in str(error):
-                    self.copies = True
-                else:
-                    self._give_up_backward(error)
+                out_of_memory = comfy.model_management.is_oom(error)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._learn("out of memory" if out_of_memory else reason, out_of_memory)  # the graph that failed is gone
         return None
 
-    def _give_up_backward(self, error: Exception) -> None:
-        self.backward = False
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if comfy.model_management.is_oom(error):
-            reason = "out of memory"
+    def _learn(self, reason: str, out_of_memory: bool) -> None:
+        """Take more care with the next graph, or go on without graphs."""
+        care = self.care or Care()
+        if out_of_memory:
             comfy.model_management.soft_empty_cache()
-        self.recorder.fallback = f"no gradient: {reason}"
-        tell(f"no gradient through this model ({reason}); going on with estimator = difference")
+        if out_of_memory and not care.checkpoints and self.options.checkpoint != "off":
+            self.care = replace(care, checkpoints=True)
+        elif "modified by an inplace operation" in reason and not care.copies:
+            self.care = replace(care, copies=True)
+        else:
+            self.backward = False
+            self.recorder.fallback = f"no gradient: {reason}"
+            tell(f"no gradient through this model ({reason}); going on with estimator = difference")

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..guiders.options import ESTIMATORS, RECTIFICATIONS
+from ..guiders.options import CHECKPOINT_CHOICES, ESTIMATORS, RECTIFICATIONS
 from ..guiders.prompt import report_follows
 
 PROFILE = io.Custom("REG_PROFILE")
@@ -77,6 +77,14 @@ def option_inputs() -> list:
             advanced=True,
             tooltip="Step of the difference estimator, over the latent's own scale. 0 chooses: by the model's precision, "
             "and for jacobian the step that the guidance itself makes.",
+        ),
+        io.Combo.Input(
+            "checkpoint",
+            options=list(CHECKPOINT_CHOICES),
+            default="auto",
+            advanced=True,
+            tooltip="With backward: keep less memory by evaluating the model's blocks again in the reverse pass. auto: where "
+            "free memory asks for it. always: slower, little memory. off: go on with difference when memory runs out.",
         ),
         io.Float.Input(
             "skip_below",

@@ -1,0 +1,105 @@
+"""Less memory for the graph: blocks of the network keep only their inputs and are evaluated again in the reverse pass.
+
+That also keeps streamed and dequantised weights out of the graph: they are made again when they are needed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import comfy.model_management
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+CHOICES = ("auto", "off", "always")
+
+Context = Callable[[], AbstractContextManager]
+
+
+@contextmanager
+def checkpointed(network: torch.nn.Module, context: Context):
+    """Checkpoint every block of the network for the length of a forward pass.
+
+    Args:
+        context: makes the context in which a block is evaluated again.
+    """
+    found = list(blocks(network))
+    theirs = [block.__dict__.get("forward") for block in found]  # another pack may have put one there
+    try:
+        for block in found:
+            block.forward = _kept_by_its_inputs(block.forward, context)
+        yield
+    finally:
+        for block, forward in zip(found, theirs, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward
+
+
+def blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The parts that run one after another: members of the outermost module lists, and of sequences within these."""
+    for child in network.children():
+        if isinstance(child, torch.nn.ModuleList):
+            for block in child:
+                yield from block.children() if isinstance(block, torch.nn.Sequential) else [block]
+        else:
+            yield from blocks(child)
+
+
+def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
+    """The same forward, as one node of the graph.
+
+    Blocks write into their inputs, and ComfyUI changes their options from block to block: so each evaluation gets
+    copies of what the block was called with.
+    """
+
+    def block(*args, **kwargs):
+        options = {key: dict(value) for key, value in kwargs.items() if isinstance(value, dict)}
+        leaves, spec = tree_flatten((args, {key: value for key, value in kwargs.items() if key not in options}))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        out_spec = None
+
+        def evaluate(tensors: list[Tensor]) -> list[Tensor]:
+            nonlocal out_spec
+            filled = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor.clone() if tensor.is_floating_point() else tensor
+            args, kwargs = tree_unflatten(filled, spec)
+            out, out_spec = tree_flatten(forward(*args, **kwargs, **{key: dict(value) for key, value in options.items()}))
+            return out
+
+        out = _Node.apply(evaluate, context, *(leaves[place] for place in places))
+        return tree_unflatten(list(out), out_spec)
+
+    return block
+
+
+class _Node(torch.autograd.Function):
+    """Evaluates without a graph, and once more with one when the gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx, evaluate, context, *tensors):
+        ctx.evaluate, ctx.context = evaluate, context
+        ctx.save_for_backward(*(t.clone() if t.is_inference() else t for t in tensors))  # autograd refuses the former
+        return tuple(evaluate(tensors))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        needed = ctx.needs_input_grad[2:]
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad(), ctx.context():
+            out = ctx.evaluate(leaves)
+        pairs = [(o, g) for o, g in zip(out, gradients, strict=True) if g is not None and o.requires_grad]
+        outputs, arrived = zip(*pairs, strict=True)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, arrived, allow_unused=True))
+        return (None, None, *(next(found) if n else None for n in needed))
+
+
+def graph_fits(model, x: Tensor) -> bool:
+    """Does the graph of one evaluation at x fit into free memory?
+
+    ComfyUI's own estimate is that of an evaluation without a graph, whose peak is a few blocks'; a graph keeps them all.
+    """
+    kept = max(2.0, len(list(blocks(model.diffusion_model))) / 4)
+    return model.memory_required([*x.shape]) * kept < comfy.model_management.get_free_memory(x.device)
