@@ -1,0 +1,159 @@
+"""One cell of the sweep: a batch of pictures of one prompt, rule, cfg and seed, sampled by ComfyUI and kept by content.
+
+The address of a cell is made of everything its pictures depend on but the code: raise VERSION when that changes them.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...guiders.calibrate import calibrate
+from ...reg import profile as profiles
+from .. import models, world
+from . import rules
+
+VERSION = 1
+SCHEDULER = "karras"
+CALIBRATION = {"cfg": 3.0, "steps": 20, "points": 16, "seed": 77}
+CALIBRATION_PROMPTS = ("shape=circle", "colour=green", "colour=gold", "shape=star,colour=blue")  # two pictures each
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a batch of pictures depends on."""
+
+    model: str  # digest of the weights
+    prompt: str  # as in "shape=star,colour=gold"; empty is the empty prompt
+    rule: str
+    cfg: float
+    seed: int
+    batch: int = 32
+    steps: int = 20
+    sampler: str = "euler"
+
+    def file(self, cache: Path) -> Path:
+        """Where the cell lies in a cache."""
+        content = json.dumps([VERSION, world.VERSION, asdict(self)], sort_keys=True)
+        key = hashlib.sha256(content.encode()).hexdigest()
+        return cache / "cells" / key[:2] / f"{key}.npz"
+
+
+@dataclass
+class Sampled:
+    """A cell's pictures and what they cost."""
+
+    pictures: np.ndarray  # [batch, 64, 64, 3] uint8, as they are saved
+    clipped: np.ndarray  # [batch] share of the values that were beyond the range
+    forward: float  # passes of the network over a picture
+    reverse: float
+    seconds: float  # of processor time, the batch
+
+
+def parse_prompt(text: str) -> dict:
+    """ "shape=star,count=2" -> {"shape": "star", "count": 2}."""
+    pairs = dict(part.split("=") for part in text.split(",") if part)
+    return {name: int(value) if name == "count" else value for name, value in pairs.items()}
+
+
+def digest(path: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Studio:
+    """Samples cells of one model, and keeps them."""
+
+    def __init__(self, weights: Path, cache: Path):
+        self.weights = weights
+        self.cache = cache
+        self.digest = digest(weights)
+
+    @cached_property
+    def model(self) -> ModelPatcher:
+        return models.load(self.weights)[0]
+
+    def get(self, cell: Cell) -> Sampled:
+        """The cell, sampled unless the cache has it."""
+        file = cell.file(self.cache)
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            with part.open("wb") as stream:
+                np.savez_compressed(stream, **asdict(self.sample(cell)))
+            part.replace(file)
+        with np.load(file) as kept:
+            fields = {name: kept[name] for name in kept.files}
+        return Sampled(**{name: value if value.ndim else value.item() for name, value in fields.items()})
+
+    @torch.inference_mode()
+    def sample(self, cell: Cell) -> Sampled:
+        """Sample a cell as KSampler does."""
+        guider = comfy.samplers.CFGGuider(rules.patch(cell.rule, self.model, cell.cfg, self.profile))
+        guider.set_conds(conditioning([cell.prompt]), conditioning([""]))
+        guider.set_cfg(1.0 if cell.rule == "none" else cell.cfg)
+        latent = torch.zeros(cell.batch, 3, world.SIZE, world.SIZE)
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, cell.steps)
+        sampler = comfy.samplers.sampler_object(cell.sampler)
+        noise = comfy.sample.prepare_noise(latent, cell.seed)
+        start = time.process_time()
+        with counted(self.model.model.diffusion_model) as passes:
+            x = guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
+        return Sampled(
+            pictures=to_pictures(x),
+            clipped=(x.abs() > 1).float().mean((1, 2, 3)).numpy(),
+            forward=passes["forward"] / cell.batch,
+            reverse=passes["reverse"] / cell.batch,
+            seconds=time.process_time() - start,
+        )
+
+    def profile(self) -> profiles.Profile:
+        """The model's profile, measured once."""
+        file = self.cache / "profiles" / f"{self.digest}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            prompts = [prompt for prompt in CALIBRATION_PROMPTS for _ in range(2)]
+            latent = torch.zeros(len(prompts), 3, world.SIZE, world.SIZE)
+            found = calibrate(self.model, conditioning(prompts), conditioning([""]), latent, **CALIBRATION)
+            profiles.save(found, file)
+        return profiles.load(file)
+
+
+def conditioning(prompts: list[str]) -> list:
+    """Prompts of a batch as a CONDITIONING; one prompt serves a batch of any size."""
+    return [[torch.cat([models.prompt_tokens(**parse_prompt(prompt)) for prompt in prompts]), {}]]
+
+
+def to_pictures(x: Tensor) -> np.ndarray:
+    """Pixels in −1 to 1, [batch, 3, h, w] -> what is saved, [batch, h, w, 3] uint8."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+@contextmanager
+def counted(network: torch.nn.Module) -> Iterator[Counter]:
+    """Counts pictures that pass through the network, forward and in reverse."""
+    passes = Counter()
+
+    def count(module, arguments, output):
+        passes["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: passes.update(reverse=len(gradient)))
+
+    handle = network.register_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()

@@ -1,0 +1,99 @@
+"""The sweep: which cells, in which order, and the command line."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import rules
+from .cells import Cell, Studio
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
+CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
+OUTPUT = Path(__file__).parents[2] / "docs" / "quality"
+
+CORE = ("cfg", "jacobian natural", "ratio", "elementwise", "jacobian", "interval")
+CHEAP = ("jacobian every 4", "jacobian profile", "elementwise profile", "ratio profile", "ratio every 4", "elementwise every 4")
+PEERS = ("rescale", "apg", "zero", "fresca", "c2fg")
+BROKEN = tuple(name for name in rules.NAMES if name.startswith("broken"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every prompt with every cfg, rule and seed; without guidance once for all cfg."""
+
+    prompts: tuple[str, ...]
+    cfgs: tuple[float, ...]
+    rules: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def cells(self, model: str, **options) -> Iterator[Cell]:
+        for seed, prompt in product(self.seeds, self.prompts):
+            yield Cell(model, prompt, "none", 1.0, seed, **options)
+        for seed, cfg, prompt, rule in product(self.seeds, self.cfgs, self.prompts, self.rules):
+            yield Cell(model, prompt, rule, cfg, seed, **options)
+
+
+TWO = ("colour=gold", "shape=star")
+PARTS = (  # the most informative first
+    Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (0,)),
+    Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
+    Part(TWO, (5.0,), BROKEN + CHEAP + PEERS, (0, 1)),
+    Part(TWO, (1.5,), CORE, (0, 1)),
+    Part(("colour=red", "shape=star,colour=violet"), (3.0, 5.0, 8.0, 2.0, 1.5), CORE, (0, 1)),
+    Part(TWO, (3.0, 8.0, 2.0), BROKEN + CHEAP + PEERS, (0, 1)),
+)
+
+
+def cells(model: str, **options) -> list[Cell]:
+    """All cells, each once."""
+    return list(dict.fromkeys(cell for part in PARTS for cell in part.cells(model, **options)))
+
+
+def fill(studio: Studio, wanted: list[Cell], minutes: float) -> list[Cell]:
+    """Sample what is missing for so long; gives the cells that are there."""
+    end = time.monotonic() + 60 * minutes
+    missing = [cell for cell in wanted if not cell.file(studio.cache).is_file()]
+    for cell in tqdm(missing, desc="cells", disable=not missing or minutes == 0):
+        if time.monotonic() > end:
+            break
+        studio.get(cell)
+    return [cell for cell in wanted if cell.file(studio.cache).is_file()]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py quality", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a demo model")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="what was sampled; a run does only what is missing")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="tables and plots")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="sample no longer; 0 only makes the tables")
+    parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--facts", action="store_true", help="Jacobian facts by noise level, in place of the sweep")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    studio = Studio(arguments.weights, arguments.cache)
+    command = shlex.join(["python3", "dev.py", "quality", *sys.argv[1:]])
+    if arguments.facts:
+        from .. import facts
+
+        return facts.write(studio.model, arguments.output, command)
+    wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
+    there = fill(studio, wanted, arguments.minutes)
+    print(f"{len(there)} of {len(wanted)} cells")
+    from . import report
+
+    return report.write(studio, there, arguments.output, command)
+
+
+if __name__ == "__main__":
+    main()
