@@ -34,11 +34,11 @@ class Client:
         return self._get("/object_info").json()
 
     def queue(self, prompt: dict) -> str:
-        """Queue a prompt in the API's format; gives its id."""
-        answer = self.session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": self.identity})
-        if not answer.ok:
-            raise PromptError(f"The server refused the prompt: {json.dumps(answer.json(), indent=1)}")
-        return answer.json()["prompt_id"]
+        """Queue a prompt in the API's format; gives its id. The server would run one that is half valid; this fails."""
+        answer = self.session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": self.identity}).json()
+        if answer.get("error") or answer["node_errors"]:
+            raise PromptError(f"The server refused the prompt: {json.dumps(answer, indent=1)}")
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, on_step: Callable[[int, int], None] = lambda step, steps: None) -> dict:
         """Follow a prompt to its end; gives its outputs by node id. `on_step` hears each sampling step."""
