@@ -97,6 +97,7 @@ def _curve(axis: "Axes", record: Record, values: Tensor, title: str, within: tup
     axis.set_title(title, fontsize=15)
     bottom, top = axis.get_ylim()
     axis.set_ylim(min(bottom, within[0]) if values.min() < within[0] else within[0], max(top, within[1]))
+    axis.set_xlabel("sigma", labelpad=0)
     if record.sigma.max() > 1:  # noise levels of a flow model go from 1 to 0; others over decades
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
