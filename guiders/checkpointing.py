@@ -80,7 +80,7 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx, evaluate, context, *tensors):
         ctx.evaluate, ctx.context = evaluate, context
-        ctx.save_for_backward(*(t.clone() if t.is_inference() else t for t in tensors))  # autograd refuses the former
+        ctx.save_for_backward(*(t.view_as(t) for t in tensors))  # views made here are ordinary tensors, which autograd saves
         return tuple(evaluate(tensors))
 
     @staticmethod
