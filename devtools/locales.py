@@ -1,12 +1,16 @@
 """`python -m devtools.locales`: the nodes' names and tooltips in ComfyUI's languages, for the `locales` folder.
 
+COMFYUI_PATH names the folder of a ComfyUI, whose Python runs this.
+
 English is what the schemas say. The other languages are written by hand in `devtools/phrases.json`: each phrase is
 translated once, wherever it is shown, and one that changes in a schema is missed until it is translated anew.
 
 ComfyUI shows no translation of a combo's values, nor of the tooltip of an input that depends on a combo's value.
 """
 
+import asyncio
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -22,8 +26,6 @@ Definitions = dict[str, dict]
 
 def schemas() -> list:
     """The schema of every node in the pack."""
-    import asyncio
-
     from pack.__init__ import REGExtension
 
     return [node.GET_SCHEMA() for node in asyncio.run(REGExtension().get_node_list())]
@@ -104,6 +106,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])  # before the repository's root: both have a `nodes`
     from comfy.cli_args import args as comfy_options
 
     comfy_options.cpu = True
