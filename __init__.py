@@ -10,6 +10,8 @@ from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
 from .nodes.toy import REGToy, REGToyModel, REGToyPlot
 
+WEB_DIRECTORY = "web"  # the nodes' help pages are in web/docs
+
 
 class REGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
