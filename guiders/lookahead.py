@@ -12,23 +12,30 @@ from torch import Tensor
 from ..reg import estimators
 from ..reg.estimators import Evaluation
 from .gradients import Care, evaluate_with_graph, with_differentiable_attention
+from .neighbours import Chance, couples_conds, without_cache
 
 Conds = list[list[dict] | None]
 
 
 @dataclass
 class Ahead:
-    """What a look ahead left for the guidance of the same step."""
+    """What the evaluation of conds left for the guidance of the same step."""
 
-    cond: list[dict]
     x: Tensor
     sigma: Tensor
-    jt_ones: Tensor | None = None  # Jᵀ1, or J1 from a probe
-    evaluation: Evaluation | None = None  # D_c with its graph
+    chance: Chance  # as it was before
+    predictions: list[tuple[list[dict] | None, Tensor]] = field(default_factory=list)  # by cond, before any patch
+    cond: list[dict] | None = None  # the one looked at
+    jt_ones: Tensor | None = None  # its Jᵀ1, or J1 from a probe
+    evaluation: Evaluation | None = None  # its D_c with its graph
 
-    def serves(self, cond: list[dict], x: Tensor, sigma: Tensor) -> bool:
-        """Was it made for this cond at this latent?"""
-        return self.cond is cond and self.x is x and torch.equal(self.sigma, sigma)
+    def is_of(self, x: Tensor, sigma: Tensor) -> bool:
+        """Was it left at this latent?"""
+        return self.x is x and (self.sigma is sigma or torch.equal(self.sigma, sigma))
+
+    def prediction(self, cond: list[dict], otherwise: Tensor) -> Tensor:
+        """What the model predicted for a cond, if that was seen: a patch may have changed what came of it."""
+        return next((d for known, d in self.predictions if known is cond), otherwise)
 
 
 @dataclass
@@ -42,48 +49,68 @@ class CondsPass:
     sigma: Tensor
     model_options: dict
     position: int  # of the guided cond
+    chance: Chance  # as it was when the step's conds were first evaluated
     passes: Counter = field(default_factory=Counter)  # every evaluation of a cond is counted as "forward"
 
     @classmethod
-    def of_guided_step(cls, args: dict, position: int) -> "CondsPass":
-        """The pass behind a post-CFG hook's arguments, to be made again: the guided cond where it stood, the other last."""
+    def of_guided_step(cls, args: dict, position: int, chance: Chance) -> "CondsPass":
+        """What a post-CFG hook was called for, to be evaluated again: the guided cond where it stood, the other at the
+        end."""
         conds = [None] * position + [args["cond"], args["uncond"]]
-        calc = comfy.samplers.calc_cond_batch
-        return cls(calc, args["model"], conds, args["input"], args["sigma"], args["model_options"], position)
+        calc, options = comfy.samplers.calc_cond_batch, without_cache(args["model_options"])
+        return cls(calc, args["model"], conds, args["input"], args["sigma"], options, position, chance)
 
     def plain(self) -> list[Tensor]:
         """The predictions as ComfyUI makes them."""
         return self._evaluate(self.conds, self.x)
 
-    def only(self, x: Tensor, model_options: dict | None = None) -> Tensor:
+    def only(self, x: Tensor) -> Tensor:
         """The guided cond's prediction at another latent."""
-        conds = [cond if i == self.position else None for i, cond in enumerate(self.conds)]
-        return self._evaluate(conds, x, model_options)[self.position]
+        with self.chance.beside():
+            return self._guided(x, self.model_options)[self.position]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The predictions of the guided cond and of the last one at another latent, in one batch if memory allows."""
-        out = self._evaluate(self.conds, x)
+        with self.chance.beside():
+            out = self._evaluate(self.conds, x)
         return out[self.position], out[-1]
 
     def graph(self, care: Care) -> Evaluation:
         """The guided cond's prediction, with its graph."""
         options = with_differentiable_attention(self.model_options)
-        return evaluate_with_graph(lambda x: self.only(x, options), self.x, self.model.diffusion_model, care)
+
+        def denoise(x: Tensor) -> Tensor:
+            self.beside = self._guided(x, options)
+            return self.beside[self.position]
+
+        with self.chance.beside():
+            return evaluate_with_graph(denoise, self.x, self.model.diffusion_model, care)
 
     def with_graph(self, evaluation: Evaluation) -> list[Tensor]:
         """The predictions, the guided one taken from `evaluation`: the others keep no graph."""
+        if couples_conds(self.model_options):
+            return [d.detach() for d in self.beside]
         others = [None if i == self.position else cond for i, cond in enumerate(self.conds)]
+        self.chance.again()
         out = self._evaluate(others, self.x)
         out[self.position] = evaluation.denoised.detach()
         return out
 
+    def _guided(self, x: Tensor, model_options: dict) -> list[Tensor]:
+        """The guided cond evaluated at x, alone unless a patch couples it to the others."""
+        together = couples_conds(self.model_options)
+        conds = [cond if together or i == self.position else None for i, cond in enumerate(self.conds)]
+        return self._evaluate(conds, x, model_options)
+
     def can_batch_a_probe(self) -> bool:
-        """Is the latent of one cond ours to move? ControlNets and function wrappers would see the one not moved."""
+        """Is the latent of one cond ours to move? ControlNets and function wrappers would see the one not moved, and
+        patches that couple conds would take the moved one for the guided one."""
         controlled = any("control" in cond for cond in self.conds[self.position])
-        return not controlled and "model_function_wrapper" not in self.model_options
+        coupled = couples_conds(self.model_options)
+        return not controlled and not coupled and "model_function_wrapper" not in self.model_options
 
     def with_probe(self, relative_step: float) -> tuple[list[Tensor], Tensor]:
-        """The predictions, and J1, from the guided cond once more at x + h in the same batch as far as memory allows."""
+        """The predictions, and J1 from the guided cond once more at x + h, in the same batch as far as memory allows."""
         probe = estimators.probe(self.x, torch.ones_like(self.x), relative_step)
         h = 1 / probe.scale
         options = self._moving(len(self.conds), h)

@@ -1,8 +1,8 @@
 """One sampling run with rectified guidance: born when sampling starts, gone when it ends.
 
-Two hooks do the work, both on the run's own copy of the model options. `_on_conds` wraps the evaluation of the conds,
-where what the rectification needs is cheapest; `_on_guided` runs after every guidance rule and post-CFG patch, where
-the guidance term is known, and rectifies it.
+Three hooks do the work, all on the run's own copy of the model options. `_on_step` wraps a step; `_on_conds` wraps the
+evaluation of the conds, where what the rectification needs is cheapest; `_on_guided` runs after every guidance rule and
+post-CFG patch, where the guidance term is known, and rectifies it.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from ..reg.profile import Profile
 from .checkpointing import graph_fits
 from .gradients import Care
 from .lookahead import Ahead, CondsPass
+from .neighbours import Chance, cache_of, hooks_of
 from .options import Options
 from .record import Recorder, method, recorder
 from .schedule import follow
@@ -48,10 +49,13 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     _check_latent(guider.inner_model, noise)
     if options.profile is not None:
         check_profile(options.profile, guider.inner_model, noise)
+    if cache_of(model_options) is not None:
+        tell("EasyCache answers some steps without the network; there the last measurement stands")
     run = Run(options, guider)
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
     add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
+    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run._on_step, guider.model_options, is_model_options=True)
     return run.recorder
 
 
@@ -101,10 +105,11 @@ class Run:
         self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
         self.backward = options.estimator in ("auto", "backward")
         self.care: Care | None = None  # of the graph; known from the first one on
-        self.guided_steps = 0
+        self.age = 0  # guided steps since the last measurement
         self.measuring = False  # are the conds evaluated by us?
         self.conds: list = []  # evaluated together last
         self.ahead: Ahead | None = None
+        self.from_cache = False  # were the conds of this step answered without the network?
         self.kept: Tensor | None = None  # what stands for the last measurement
         self.recorder = recorder(options, guider)
         self.live = LiveLine(self.recorder.kept_name)
@@ -114,9 +119,14 @@ class Run:
 
     def _measures(self) -> bool:
         """Does this guided step measure anew?"""
-        if self.options.estimator == "profile":
+        if self.options.estimator == "profile" or self.from_cache:
             return False
-        return self.kept is None or self.guided_steps % self.options.every == 0
+        return self.kept is None or self.age >= self.options.every
+
+    def _on_step(self, executor, *args, **kwargs):
+        """PREDICT_NOISE wrapper: a step begins, and nothing is left of the one before."""
+        self.ahead, self.from_cache = None, False
+        return executor(*args, **kwargs)
 
     def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
@@ -125,16 +135,30 @@ class Run:
         passes["forward"] += unseen
         if not self.measuring:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
-        if self.measuring or count + unseen < 2 or not self._is_active(sigma) or "context_handler" in model_options:
+        beside = self.ahead is not None and not self.ahead.is_of(x, sigma)  # a patch evaluates elsewhere
+        if self.measuring or beside or not self._is_active(sigma) or "context_handler" in model_options:
             passes["forward"] += count
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-        self.conds = conds
-        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position(), passes)
-        if self._skips(sigma) and len(conds) == 2:
-            passes["uncond"] -= 1
-            d_cond = here.only(x)
+        if self.ahead is None:
+            self.ahead = Ahead(x, sigma, Chance(x.device))
+        guided = count + unseen > 1
+        if guided:
+            self.conds = conds
+        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position(), self.ahead.chance, passes)
+        out = self._predictions(here) if guided else here.plain()
+        self.ahead.predictions += zip(conds, out, strict=True)
+        return out
+
+    def _predictions(self, conds: CondsPass) -> list[Tensor]:
+        if self._skips(conds.sigma) and len(conds.conds) == 2:
+            self.recorder.passes["uncond"] -= 1
+            d_cond = conds.only(conds.x)
             return [d_cond, d_cond.clone()]
-        return self._look_ahead(here) if self._measures() else here.plain()
+        if (cache := cache_of(conds.model_options)) is not None:
+            out = conds.plain()
+            self.from_cache = cache.skip_current_step
+            return out  # what is measured is asked of the network afterwards
+        return self._look_ahead(conds) if self._measures() else conds.plain()
 
     def _skips(self, sigma: Tensor) -> bool:
         """Does guidance do too little here, by the profile, to be worth an unconditional pass?"""
@@ -144,9 +168,13 @@ class Run:
         return float(effect) * abs(self.guider.cfg - 1) < self.options.skip_below
 
     def _look_ahead(self, conds: CondsPass) -> list[Tensor]:
-        if self.rectifier.looks_for == "nothing":
+        if len(hooks_of(conds.conds[conds.position])) > 1:
+            self._give_up_backward("the prompt is evaluated with several sets of LoRA weights")
+        held = self.rectifier.looks_for == "graph"  # while the other conds are evaluated
+        hooked = any(hooks_of(cond) - {None} for cond in conds.conds)  # which changes the weights in it
+        if self.rectifier.looks_for == "nothing" or (held and hooked):
             return conds.plain()
-        self.ahead = Ahead(conds.conds[conds.position], conds.x, conds.sigma)
+        self.ahead.cond = conds.conds[conds.position]
         evaluation = self._try_backward(lambda: self._evaluate_ahead(conds))
         if evaluation is not None:
             return conds.with_graph(evaluation)
@@ -166,7 +194,9 @@ class Run:
     def _graph(self, conds: CondsPass) -> estimators.Evaluation:
         if self.care is None:
             asked = self.options.checkpoint
-            self.care = Care(checkpoints=asked == "always" or (asked == "auto" and not graph_fits(conds.model, conds.x)))
+            self.care = Care(
+                checkpoints=asked == "always" or (asked == "auto" and not graph_fits(conds.model, conds.x))
+            )
         return conds.graph(self.care)
 
     def _position(self) -> int:
@@ -178,14 +208,18 @@ class Run:
         ahead, self.ahead = self.ahead, None
         if args["uncond"] is None or not self._is_active(args["sigma"]):
             return args["denoised"]
-        if ahead is None or not ahead.serves(args["cond"], args["input"], args["sigma"]):
+        if ahead is None or not ahead.is_of(args["input"], args["sigma"]):
+            ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
+        if ahead.cond is not args["cond"]:
+            ahead.jt_ones = ahead.evaluation = None
             self.guided_cond = args["cond"]  # this guider guides another than was looked at: look there next time
-            ahead = Ahead(args["cond"], args["input"], args["sigma"])
         step = self._step(args, ahead)
+        if self.from_cache and self.kept is None:
+            return args["denoised"]
         self.measuring = True
         rectified = self._rectify(step)
         self.measuring = False
-        self.guided_steps += 1
+        self.age += 1
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
         self._report(step, rectified)
         return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
@@ -193,6 +227,7 @@ class Run:
     def _rectify(self, step: Step) -> Tensor:
         if self._measures():
             rectified, self.kept = self.rectifier.measure(step)
+            self.age = 0
             return rectified
         if self.options.estimator == "profile":
             self.kept = self.rectifier.profiled(self.options.profile, step)
@@ -211,15 +246,19 @@ class Run:
         return "backward" if self.backward and self.rectifier.looks_for != "nothing" else "difference"
 
     def _step(self, args: dict, ahead: Ahead) -> Step:
-        conds = CondsPass.of_guided_step(args, self._position())
-        product = partial(self._product, conds, args["cond_denoised"], ahead)
+        conds = CondsPass.of_guided_step(args, self._position(), ahead.chance)
+        d_cond = ahead.prediction(args["cond"], args["cond_denoised"])
+        d_uncond = args["uncond_denoised"]
+        if not hasattr(self.guider, "denoise_both"):
+            d_uncond = ahead.prediction(args["uncond"], d_uncond)
+        product = partial(self._product, conds, d_cond, ahead)
         return Step(
             x=args["input"],
             sigma=args["sigma"],
             alpha=alpha(self.sampling, args["sigma"], args["input"]),
-            d_cond=args["cond_denoised"],
-            d_uncond=args["uncond_denoised"],
-            guidance=args["denoised"] - args["cond_denoised"],
+            d_cond=d_cond,
+            d_uncond=d_uncond,
+            guidance=args["denoised"] - d_cond,
             strength=self.options.strength,
             relative_step=self.relative_step,
             natural=not self.backward and not self.options.step,
@@ -273,6 +312,10 @@ class Run:
         elif "modified by an inplace operation" in reason and not care.copies:
             self.care = replace(care, copies=True)
         else:
+            self._give_up_backward(reason)
+
+    def _give_up_backward(self, reason: str) -> None:
+        if self.backward:
             self.backward = False
             self.recorder.fallback = f"no gradient: {reason}"
             tell(f"no gradient through this model ({reason}); going on with estimator = difference")
