@@ -7,6 +7,7 @@ test. Its errors on fresh drawn pictures are in the header of its weights.
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,12 @@ class Decoder(nn.Module):
         channels = (3, 24, 48, 64, 96)
         layers = [
             layer
-            for a, b in zip(channels[:-1], channels[1:], strict=True)
-            for layer in (nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1), nn.GroupNorm(4, b), nn.SiLU())
+            for a, b in pairwise(channels)
+            for layer in (
+                nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1),
+                nn.GroupNorm(4, b),
+                nn.SiLU(),
+            )
         ]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 96), nn.SiLU())
         self.heads = nn.Linear(96, sum(HEADS.values()))
@@ -140,7 +145,9 @@ def errors(decoder: Decoder, n: int = 2000, seed: int = HELD_OUT_SEED) -> dict[s
     """On fresh drawn pictures: the share read wrongly of what is discrete, the root mean square error of the rest."""
     pictures, truth = draw(n, seed)
     read, _ = decode(decoder, pictures)
-    wrong = {name: float((getattr(read, name) != getattr(truth, name)).mean()) for name in ("shape", "background", "count")}
+    wrong = {
+        name: float((getattr(read, name) != getattr(truth, name)).mean()) for name in ("shape", "background", "count")
+    }
     turned = truth.shape > 0
     apart = {
         "hue": _turn(read.hue - truth.hue),
@@ -185,7 +192,12 @@ def main() -> None:
     decoder = train(arguments.steps)
     save(decoder, arguments.output, command=f"python -m demo.decode --steps {arguments.steps}")
     measured = {name: round(value, 4) for name, value in errors(load(arguments.output)).items()}
-    save(decoder, arguments.output, command=f"python -m demo.decode --steps {arguments.steps}", errors=json.dumps(measured))
+    save(
+        decoder,
+        arguments.output,
+        command=f"python -m demo.decode --steps {arguments.steps}",
+        errors=json.dumps(measured),
+    )
     print(json.dumps(measured, indent=1))
 
 

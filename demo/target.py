@@ -90,7 +90,9 @@ class Target:
     def distribution(self, name: str) -> Distribution:
         """Of an attribute; discrete ones by index, phase is the rotation times the symmetry of the shape."""
         if name == "colour":
-            return Distribution(np.arange(len(world.COLOURS)), np.einsum("cshbn,shbn->c", colour_posterior(), self.table))
+            return Distribution(
+                np.arange(len(world.COLOURS)), np.einsum("cshbn,shbn->c", colour_posterior(), self.table)
+            )
         if name in VISIBLE:
             p = self.table.sum(tuple(i for i, axis in enumerate(VISIBLE) if axis != name))
             return Distribution(hues() if name == "hue" else np.arange(len(p)), p)

@@ -68,9 +68,10 @@ def parse_prompt(text: str) -> dict:
     return {name: int(value) if name == "count" else value for name, value in pairs.items()}
 
 
-def digest(path: Path) -> str:
-    """Of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digest(weights: Path) -> str:
+    """Of a safetensors file's tensors, whatever its header says."""
+    content = weights.read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()[:16]
 
 
 class Studio:

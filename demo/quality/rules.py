@@ -1,4 +1,4 @@
-"""The rules that are compared: each makes a patched MODEL, as a user's nodes would, for CFGGuider to sample at a cfg."""
+"""The rules that are compared: each patches a MODEL, as a user's nodes would, for CFGGuider to sample at a cfg."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -18,8 +18,15 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
 OUTPUT = Path(__file__).parents[2] / "docs" / "quality"
 
-CORE = ("cfg", "jacobian natural", "ratio", "elementwise", "jacobian", "interval")
-CHEAP = ("jacobian every 4", "jacobian profile", "elementwise profile", "ratio profile", "ratio every 4", "elementwise every 4")
+CORE = ("cfg", "jacobian natural", "ratio", "elementwise", "interval", "jacobian")
+CHEAP = (
+    "jacobian every 4",
+    "jacobian profile",
+    "elementwise profile",
+    "ratio profile",
+    "ratio every 4",
+    "elementwise every 4",
+)
 PEERS = ("rescale", "apg", "zero", "fresca", "c2fg")
 BROKEN = tuple(name for name in rules.NAMES if name.startswith("broken"))
 
@@ -42,7 +49,7 @@ class Part:
 
 TWO = ("colour=gold", "shape=star")
 PARTS = (  # the most informative first
-    Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (0,)),
+    Part(TWO, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
     Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
     Part(TWO, (5.0,), BROKEN + CHEAP + PEERS, (0, 1)),
     Part(TWO, (1.5,), CORE, (0, 1)),

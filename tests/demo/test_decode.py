@@ -1,0 +1,63 @@
+"""The decoder reads fresh pictures as well as its header says, and the measures find what is wrong with pictures."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
+
+from pack.demo import decode
+from pack.demo.quality import measures
+
+GOLD = (("colour", "gold"),)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return decode.load()
+
+
+@pytest.fixture(scope="module")
+def gold(decoder):
+    return measures.drawn(150, dict(GOLD), decoder)
+
+
+def total(read, w=0.0, prompt=GOLD):
+    return measures.distances(read, np.arange(len(read)), measures.references(w, prompt)).mean()
+
+
+def test_the_errors_are_those_it_was_shipped_with(decoder):
+    with safe_open(decode.WEIGHTS, framework="pt") as file:
+        shipped = json.loads(file.metadata()["errors"])
+    for name, error in decode.errors(decoder, n=400).items():
+        assert error < 1.5 * shipped[name] + 0.01
+    assert shipped["shape"] < 0.03 and shipped["hue"] < 0.05 and shipped["radius"] < 0.3
+
+
+def test_what_was_decoded_can_be_drawn_again(gold):
+    assert np.median(gold.off) < 0.03
+
+
+def test_drawn_pictures_are_as_near_as_exact_draws(gold):
+    floor = measures.floor(len(gold), measures.references(0.0, GOLD))
+    assert total(gold) < 1.5 * floor
+    assert total(gold) < total(gold, w=6.0)
+
+
+def test_pictures_of_another_prompt_are_far(decoder, gold):
+    blue = measures.drawn(150, {"colour": "blue"}, decoder)
+    assert total(blue) > 2 * total(gold)
+    assert measures.accuracy(blue, dict(GOLD)).mean() < 0.05 < 0.75 < measures.accuracy(gold, dict(GOLD)).mean()
+    near, far = (measures.frechet(read.features, gold.features) for read in (gold, blue))
+    assert near < 1e-3 < far
+
+
+def test_neighbourhoods_know_copies_and_strangers(gold):
+    same = measures.neighbourhoods(gold.features, gold.features)
+    far = measures.neighbourhoods(gold.features + 100, gold.features)
+    one = measures.neighbourhoods(np.repeat(gold.features[:1], 150, axis=0), gold.features)
+    assert set(same.values()) == {1.0} and set(far.values()) == {0.0}
+    assert one["precision"] == 1.0 and one["coverage"] < 0.2

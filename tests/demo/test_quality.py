@@ -1,0 +1,80 @@
+"""Cells are sampled by ComfyUI once, and their address is made of what their pictures depend on."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
+
+import numpy as np
+from safetensors.torch import save_file
+
+from pack.demo import models
+from pack.demo.quality import cells, rules, sweep
+from pack.demo.quality.cells import Cell
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    import torch
+
+    torch.manual_seed(0)
+    network = models.build().diffusion_model
+    folder = tmp_path_factory.mktemp("quality")
+    state = {name: 0.03 * torch.randn_like(weight) for name, weight in network.state_dict().items()}
+    save_file(state, folder / "random.safetensors")
+    return cells.Studio(folder / "random.safetensors", folder / "cache")
+
+
+def cell(studio, **changes):
+    return replace(Cell(studio.digest, "colour=gold", "cfg", 3.0, seed=0, batch=2, steps=2), **changes)
+
+
+def test_a_cell_is_sampled_once(studio, monkeypatch):
+    first = studio.get(cell(studio))
+    monkeypatch.setattr(studio, "sample", None)
+    again = studio.get(cell(studio))
+    assert np.array_equal(first.pictures, again.pictures)
+    assert first.pictures.shape == (2, 64, 64, 3) and first.forward == 4 and first.reverse == 0
+
+
+def test_everything_a_cell_says_is_in_its_address(studio):
+    base = cell(studio)
+    others = [
+        replace(base, **{field.name: value + ("x" if isinstance(value, str) else 1)})
+        for field in fields(base)
+        for value in [getattr(base, field.name)]
+    ]
+    files = {c.file(studio.cache) for c in [base, *others]}
+    assert len(files) == len(fields(base)) + 1
+
+
+def test_digests_see_the_tensors_and_not_the_header(studio, tmp_path):
+    from safetensors.torch import load_file
+
+    state = load_file(studio.weights)
+    save_file(state, tmp_path / "same.safetensors", metadata={"licence": "Apache-2.0"})
+    assert cells.digest(tmp_path / "same.safetensors") == studio.digest
+    state["out.2.bias"] = state["out.2.bias"] + 1
+    save_file(state, tmp_path / "other.safetensors")
+    assert cells.digest(tmp_path / "other.safetensors") != studio.digest
+
+
+@pytest.mark.parametrize(
+    "rule", [n for n in rules.NAMES if n.startswith("broken") or n in ("jacobian natural", "apg", "c2fg")]
+)
+def test_rules_differ_from_cfg(studio, rule):
+    plain, ruled = studio.sample(cell(studio)), studio.sample(cell(studio, rule=rule))
+    assert not np.array_equal(plain.pictures, ruled.pictures)
+
+
+def test_broken_rules_break_nothing_else(studio):
+    before = studio.sample(cell(studio, rule="jacobian")).pictures
+    studio.sample(cell(studio, rule="broken: jacobian of another"))
+    assert np.array_equal(studio.sample(cell(studio, rule="jacobian")).pictures, before)
+
+
+def test_the_sweep_has_no_cell_twice():
+    wanted = sweep.cells("model")
+    assert len(wanted) == len(set(wanted)) and {c.rule for c in wanted} <= set(rules.NAMES)
