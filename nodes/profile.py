@@ -14,6 +14,7 @@ from .options import PROFILE
 FOLDER = "reg_profiles"
 SHIPPED = Path(__file__).parents[1] / "demo" / "profiles"
 CATEGORY = "model/sampling"
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents tell of themselves
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
 folder_paths.add_model_folder_path(FOLDER, str(SHIPPED))
@@ -51,12 +52,8 @@ class REGCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent_image, cfg, steps, points, seed) -> io.NodeOutput:
-        latent = comfy.sample.fix_empty_latent_channels(
-            model,
-            latent_image["samples"],
-            latent_image.get("downscale_ratio_spacial"),
-            latent_image.get("downscale_ratio_temporal"),
-        )
+        ratios = {name: latent_image[name] for name in RATIOS if name in latent_image}
+        latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
         bar = comfy.utils.ProgressBar(steps + points)
         return io.NodeOutput(
             calibrate(model, positive, negative, latent, cfg, steps, points, seed, bar.update_absolute)
