@@ -6,6 +6,7 @@ import io
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,23 @@ def draw(client: Client) -> Pictures:
     with tqdm(total=steps, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
         for (cfg, i, rule), prompt_id in zip(runs, queued, strict=True):
             bar.set_description(f"cfg {cfg:g}, {rule}", refresh=False)
-            outputs = client.wait(prompt_id, lambda step, steps: bar.update())
+            outputs = client.wait(prompt_id, counting(bar))
             drawn[cfg, "CFG", i] = fetch_picture(client, outputs[workflow.node_titled(template, "CFG")])
             drawn[cfg, rule, i] = fetch_picture(client, outputs[workflow.node_titled(template, "REG")])
     kinds = {(cfg, kind) for cfg, kind, _ in drawn}
     return {(cfg, kind): montage([drawn[cfg, kind, i] for i in range(len(PROMPTS))]) for cfg, kind in kinds}
+
+
+def counting(bar: tqdm) -> Callable[[int, int], None]:
+    """Moves the bar by the steps since it last heard: the server leaves some out, but never a sampler's last."""
+    last = 0
+
+    def on_step(step: int, steps: int) -> None:
+        nonlocal last
+        bar.update(step - last)
+        last = step % steps
+
+    return on_step
 
 
 def fetch_picture(client: Client, output: dict) -> np.ndarray:
