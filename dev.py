@@ -16,6 +16,7 @@ COMMANDS = {  # name: module, what it does
     "lab": ("lab", "measure guidance rules in worlds whose exact answer is known"),
     "train": ("demo.train", "train a demo model"),
     "quality": ("demo.quality", "measure guidance rules on the demo models"),
+    "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
     "bench": ("benchmarks", "measure what a guided step costs"),
 }
 
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dev.py",
         description=__doc__.split("\n\n")[0],
-        epilog="\n".join(f"  {name:8} {text}" for name, text in commands.items()),
+        epilog="\n".join(f"  {name:14} {text}" for name, text in commands.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=commands, metavar="command", help="one of those below")
@@ -61,7 +62,7 @@ def main() -> None:
 
     options = parse_arguments()
     try:
-        python, comfyui = environment.prepare(train=options.command == "train")
+        python, comfyui = environment.prepare(options.command)
     except environment.SetupError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:

@@ -39,8 +39,11 @@ class Environment:
         self.venv = self.folder / "venv"
         self.python = self.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
-    def stages(self, train: bool) -> dict[str, Callable[[], None]]:
-        """What has to be done, in order: a sentence for the user and the function that does it."""
+    def stages(self, command: str) -> dict[str, Callable[[], None]]:
+        """What has to be done, in order: a sentence for the user and the function that does it.
+
+        A command may have requirements of its own, in a file with its name.
+        """
         stages = {"a Python environment": self.make_venv}
         if self.own_comfyui:
             stages["ComfyUI"] = self.fetch_comfyui
@@ -50,8 +53,9 @@ class Environment:
         stages["what ComfyUI, the pack and the tests need"] = lambda: self.install(
             self.comfyui / "requirements.txt", "-r", PACK_REQUIREMENTS, "-r", PINS / "dev.txt"
         )
-        if train:
-            stages["what training needs"] = lambda: self.install(PINS / "train.txt")
+        own = PINS / f"{command}.txt"
+        if own.exists():
+            stages[f"what {command} needs"] = lambda: self.install(own)
         return stages
 
     def stamp(self, stage: str) -> Path:
@@ -84,10 +88,10 @@ class Environment:
         run([self.python, "-m", "pip", "--disable-pip-version-check", "--no-input", *quiet, *arguments])
 
 
-def prepare(train: bool = False) -> tuple[Path, Path]:
+def prepare(command: str = "") -> tuple[Path, Path]:
     """The environment's Python and ComfyUI's folder, made first where they are not there yet."""
     environment = Environment(named_comfyui())
-    stages = environment.stages(train)
+    stages = environment.stages(command)
     if all(map(environment.is_done, stages)):
         return environment.python, environment.comfyui
     require_venv()

@@ -35,7 +35,7 @@ def test_stages_run_once(made):
 
 def test_training_adds_only_its_own_stage(made):
     environment.prepare()
-    environment.prepare(train=True)
+    environment.prepare("train")
     assert made.count("torch") == 1
     assert made[-1] == "train"
 
