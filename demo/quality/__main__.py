@@ -13,4 +13,5 @@ pack.__path__ = [str(Path(__file__).resolve().parents[2])]
 
 from pack.demo.quality.sweep import main  # noqa: E402
 
-main()
+if __name__ == "__main__":  # and not in a worker process
+    main()

@@ -5,6 +5,7 @@ The address of a cell is made of everything its pictures depend on but the code:
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ class Studio:
         file = cell.file(self.cache)
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
+            part = file.with_suffix(f".{os.getpid()}")
             with part.open("wb") as stream:
                 np.savez_compressed(stream, **asdict(self.sample(cell)))
             part.replace(file)
@@ -129,7 +130,9 @@ class Studio:
             prompts = [prompt for prompt in CALIBRATION_PROMPTS for _ in range(2)]
             latent = torch.zeros(len(prompts), 3, world.SIZE, world.SIZE)
             found = calibrate(self.model, conditioning(prompts), conditioning([""]), latent, **CALIBRATION)
-            profiles.save(found, file)
+            part = file.with_suffix(f".{os.getpid()}")  # several processes may measure it at the same time
+            profiles.save(found, part)
+            part.replace(file)
         return profiles.load(file)
 
 

@@ -5,10 +5,13 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from . import rules
@@ -63,15 +66,25 @@ def cells(model: str, **options) -> list[Cell]:
     return list(dict.fromkeys(cell for part in PARTS for cell in part.cells(model, **options)))
 
 
-def fill(studio: Studio, wanted: list[Cell], minutes: float) -> list[Cell]:
+def fill(studio: Studio, wanted: list[Cell], minutes: float, jobs: int) -> list[Cell]:
     """Sample what is missing for so long; gives the cells that are there."""
     end = time.monotonic() + 60 * minutes
-    missing = [cell for cell in wanted if not cell.file(studio.cache).is_file()]
-    for cell in tqdm(missing, desc="cells", disable=not missing or minutes == 0):
-        if time.monotonic() > end:
-            break
-        studio.get(cell)
+    missing = [cell for cell in wanted if not cell.file(studio.cache).is_file()] if minutes else []
+    with ProcessPoolExecutor(jobs) as pool:
+        progress = tqdm(pool.map(partial(make, studio.weights, studio.cache, end), missing), total=len(missing))
+        for _ in progress:
+            pass
     return [cell for cell in wanted if cell.file(studio.cache).is_file()]
+
+
+def make(weights: Path, cache: Path, end: float, cell: Cell) -> None:
+    """Sample one cell, in a process of its own, unless time is up."""
+    if time.monotonic() < end:
+        torch.set_num_threads(1)
+        studio_of(weights, cache).get(cell)
+
+
+studio_of = lru_cache(Studio)  # one in each process
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=CACHE, help="what was sampled; a run does only what is missing")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="tables and plots")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="sample no longer; 0 only makes the tables")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--facts", action="store_true", help="Jacobian facts by noise level, in place of the sweep")
@@ -95,7 +109,7 @@ def main() -> None:
 
         return facts.write(studio.model, arguments.output, command)
     wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
-    there = fill(studio, wanted, arguments.minutes)
+    there = fill(studio, wanted, arguments.minutes, arguments.jobs)
     print(f"{len(there)} of {len(wanted)} cells")
     from . import report
 

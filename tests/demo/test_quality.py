@@ -8,6 +8,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from pack.demo import models
@@ -15,14 +16,17 @@ from pack.demo.quality import cells, rules, sweep
 from pack.demo.quality.cells import Cell
 
 
+def weight(like):
+    """Random, and large enough for the output to depend on the prompt."""
+    return torch.randn_like(like) / like[0].numel() ** 0.5 if like.ndim > 1 else torch.ones_like(like)
+
+
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    import torch
-
     torch.manual_seed(0)
     network = models.build().diffusion_model
     folder = tmp_path_factory.mktemp("quality")
-    state = {name: 0.03 * torch.randn_like(weight) for name, weight in network.state_dict().items()}
+    state = {name: weight(w) for name, w in network.state_dict().items()}
     save_file(state, folder / "random.safetensors")
     return cells.Studio(folder / "random.safetensors", folder / "cache")
 
