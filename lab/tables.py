@@ -37,7 +37,7 @@ class Sweep:
     worlds: tuple[str, ...] = ("plane",)
     ws: tuple[float, ...] = (1.0, 3.0, 7.0)
     samplers: tuple[str, ...] = ("euler",)
-    world_seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
+    world_seeds: tuple[int, ...] = (11, 12, 13, 14)
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     samples: int = 500
 
