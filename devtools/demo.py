@@ -3,6 +3,7 @@
 import argparse
 import copy
 import io
+import os
 import signal
 import sys
 import time
@@ -115,6 +116,8 @@ def plot(pictures: Pictures) -> Figure:
 
 def make_grid(folder: Path) -> None:
     """Start ComfyUI, draw, stop it, save the grid."""
+    # The model is tiny: more threads gain little, and on a busy machine they wait for each other for minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.monotonic()
     print("Starting ComfyUI ...", flush=True)
     with Server(folder / "comfyui") as client:
