@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .neighbours import Chance
+
 CHOICES = ("auto", "off", "always")
 
 Context = Callable[[], AbstractContextManager]
@@ -79,7 +81,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, evaluate, context, *tensors):
-        ctx.evaluate, ctx.context = evaluate, context
+        ctx.evaluate, ctx.context, ctx.chance = evaluate, context, Chance(tensors[0].device)
         ctx.save_for_backward(*(t.view_as(t) for t in tensors))  # views made here are ordinary tensors, which autograd saves
         return tuple(evaluate(tensors))
 
@@ -87,7 +89,7 @@ class _Node(torch.autograd.Function):
     def backward(ctx, *gradients):
         needed = ctx.needs_input_grad[2:]
         leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), ctx.context():
+        with torch.enable_grad(), ctx.context(), ctx.chance.beside():
             out = ctx.evaluate(leaves)
         pairs = [(o, g) for o, g in zip(out, gradients, strict=True) if g is not None and o.requires_grad]
         outputs, arrived = zip(*pairs, strict=True)

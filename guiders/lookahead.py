@@ -110,7 +110,7 @@ class CondsPass:
         return not controlled and not coupled and "model_function_wrapper" not in self.model_options
 
     def with_probe(self, relative_step: float) -> tuple[list[Tensor], Tensor]:
-        """The predictions, and J1 from the guided cond once more at x + h, in the same batch as far as memory allows."""
+        """The predictions, and J1 from the guided cond once more at x + h, in the same batch if memory allows."""
         probe = estimators.probe(self.x, torch.ones_like(self.x), relative_step)
         h = 1 / probe.scale
         options = self._moving(len(self.conds), h)

@@ -6,7 +6,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts, get_wrappers_with_key
 
 CACHE = "easycache"  # ComfyUI's key of EasyCache's holder and of its wrappers
-COUPLING = "NAGuidance."  # qualified name of ComfyUI's Normalized Attention Guidance
+NAG, TOKEN_MERGING = "NAGuidance.", "TomePatchModel."  # how the qualified names of their patches begin
 
 
 class Chance:
@@ -64,10 +64,17 @@ def without_cache(model_options: dict) -> dict:
 
 def couples_conds(model_options: dict) -> bool:
     """Does a patch mix what is evaluated in one batch, so that D_c depends on which conds it is evaluated with?"""
-    patches = model_options.get("transformer_options", {}).get("patches", {})
-    return any(
-        getattr(patch, "__qualname__", "").startswith(COUPLING) for patch in patches.get("attn1_output_patch", [])
-    )
+    return _has_attention_patch(model_options, NAG)
+
+
+def merges_tokens(model_options: dict) -> bool:
+    """Does a patch decide anew at each latent which tokens are one, so that the network jumps?"""
+    return _has_attention_patch(model_options, TOKEN_MERGING)
+
+
+def _has_attention_patch(model_options: dict, name: str) -> bool:
+    patches = model_options.get("transformer_options", {}).get("patches", {}).get("attn1_output_patch", [])
+    return any(getattr(patch, "__qualname__", "").startswith(name) for patch in patches)
 
 
 def hooks_of(cond: list[dict] | None) -> set:

@@ -20,7 +20,7 @@ from ..reg.profile import Profile
 from .checkpointing import graph_fits
 from .gradients import Care
 from .lookahead import Ahead, CondsPass
-from .neighbours import Chance, cache_of, hooks_of
+from .neighbours import Chance, cache_of, hooks_of, merges_tokens
 from .options import Options
 from .record import Recorder, method, recorder
 from .schedule import follow
@@ -51,6 +51,8 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
         check_profile(options.profile, guider.inner_model, noise)
     if cache_of(model_options) is not None:
         tell("EasyCache answers some steps without the network; there the last measurement stands")
+    if merges_tokens(model_options) and (options.estimator == "difference" or options.rectification == "ratio"):
+        tell("token merging jumps from one latent to the next, which spoils differences: choose estimator = backward")
     run = Run(options, guider)
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
