@@ -1,0 +1,198 @@
+"""ComfyUI's own patches beside REG: what `test_company.py` tests, and what `docs/company.md` says.
+
+`python3 tests/guiders/company.py` writes the page from this table; a test fails when the page is another.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "company.md"
+
+ITS_TERM = "the guidance as the patch makes it"
+PLUS_ITS_TERM = "CFG and the patch's own term, together"
+ALL_ITS_WORK = "CFG and all that the patch adds to the conditional prediction"
+WITHIN = "CFG, by the Jacobian of the network with the patch in it"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One node of ComfyUI's, with the inputs that it is tested with."""
+
+    name: str  # as people call it
+    node: str  # module:class in comfy_extras
+    inputs: dict = field(default_factory=dict)
+    rectified: str = ITS_TERM
+    families: tuple[str, ...] = ("SD15",)
+    size: int = 8  # of the latent
+    steps: int = 3  # of the runs
+    note: str = ""  # for the page
+    smooth: bool = True  # is the network differentiable with it?
+
+
+DIFFUSION_AND_FLOW = ("SD15", "SD3")
+
+GUIDANCE = [
+    Neighbour(
+        "APG (Adaptive Projected Guidance)",
+        "nodes_apg:APG",
+        {"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0},
+        families=DIFFUSION_AND_FLOW,
+        note="It changes D_c on its way to the guidance rule; REG measures from the D_c that the model gave. Its "
+        "momentum is kept in the patched model and outlives a run, with REG and without.",
+    ),
+    Neighbour("CFG-Zero*", "nodes_cfg:CFGZeroStar", families=DIFFUSION_AND_FLOW),
+    Neighbour("CFGNorm", "nodes_cfg:CFGNorm", {"strength": 0.9}, families=DIFFUSION_AND_FLOW),
+    Neighbour("CFGNorm, pre_cfg", "nodes_cfg:CFGNorm", {"strength": 0.9, "pre_cfg": True}, families=DIFFUSION_AND_FLOW),
+    Neighbour("TCFG (Tangential Damping)", "nodes_tcfg:TCFG", families=DIFFUSION_AND_FLOW),
+    Neighbour("Mahiro (Positive-Biased Guidance)", "nodes_mahiro:Mahiro", families=DIFFUSION_AND_FLOW),
+    Neighbour("RescaleCFG", "nodes_model_advanced:RescaleCFG", {"multiplier": 0.7}),
+    Neighbour(
+        "FreSca",
+        "nodes_fresca:FreSca",
+        {"scale_low": 1.0, "scale_high": 1.5, "freq_cutoff": 2},
+        families=DIFFUSION_AND_FLOW,
+        note="It changes D_c on its way to the guidance rule; REG measures from the D_c that the model gave.",
+    ),
+    Neighbour(
+        "PAG (Perturbed-Attention Guidance)",
+        "nodes_pag:PerturbedAttentionGuidance",
+        {"scale": 2.0},
+        PLUS_ITS_TERM,
+        note="At cfg 1 there is no unconditional pass, and REG leaves PAG's term as it is.",
+    ),
+    Neighbour(
+        "SAG (Self-Attention Guidance)",
+        "nodes_sag:SelfAttentionGuidance",
+        {"scale": 0.8, "blur_sigma": 2.0},
+        PLUS_ITS_TERM,
+    ),
+    Neighbour(
+        "SLG (Skip Layer Guidance, SD3)",
+        "nodes_sd3:SkipLayerGuidanceSD3",
+        {"layers": "0", "scale": 2.0, "start_percent": 0.0, "end_percent": 1.0},
+        PLUS_ITS_TERM,
+        families=("SD3",),
+    ),
+    Neighbour(
+        "SLG (Skip Layer Guidance, DiT)",
+        "nodes_slg:SkipLayerGuidanceDiT",
+        {"double_layers": "", "single_layers": "0", "scale": 2.0, "start_percent": 0.0, "end_percent": 1.0},
+        PLUS_ITS_TERM,
+        families=("AuraFlow",),
+    ),
+    Neighbour(
+        "SLG (simple)",
+        "nodes_slg:SkipLayerGuidanceDiTSimple",
+        {"double_layers": "0", "single_layers": "", "start_percent": 0.0, "end_percent": 1.0},
+        families=("SD3",),
+        note="It evaluates the two prompts one by one, so REG costs one more pass.",
+    ),
+    Neighbour("Epsilon Scaling", "nodes_eps:EpsilonScaling", {"scaling_factor": 1.01}, ALL_ITS_WORK),
+    Neighbour(
+        "TSR (Temporal Score Rescaling)",
+        "nodes_eps:TemporalScoreRescaling",
+        {"tsr_k": 0.9, "tsr_sigma": 1.0},
+        ALL_ITS_WORK,
+    ),
+    Neighbour(
+        "CFG Override", "nodes_custom_sampler:CFGOverride", {"cfg": 2.5, "start_percent": 0.0, "end_percent": 1.0}
+    ),
+]
+
+NETWORK = [
+    Neighbour(
+        "NAG (Normalized Attention Guidance)",
+        "nodes_nag:NAGuidance",
+        {"nag_scale": 3.0, "nag_alpha": 0.5, "nag_tau": 1.5},
+        WITHIN,
+        note="It acts where both prompts are in one batch. REG finds it and keeps them together: its extra evaluation "
+        "is of both, and costs twice.",
+    ),
+    Neighbour("FreeU", "nodes_freelunch:FreeU", {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, WITHIN),
+    Neighbour("FreeU V2", "nodes_freelunch:FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, WITHIN),
+    Neighbour(
+        "HyperTile",
+        "nodes_hypertile:HyperTile",
+        {"tile_size": 32, "swap_size": 3, "max_depth": 0, "scale_depth": False},
+        WITHIN,
+        size=16,
+        note="It draws its tiles in every evaluation. REG's extra evaluations draw the same ones, and leave later "
+        "draws as they are.",
+    ),
+    Neighbour(
+        "ToMe (token merging)",
+        "nodes_tomesd:TomePatchModel",
+        {"ratio": 0.3},
+        WITHIN,
+        note="Its draws as HyperTile's. What it merges jumps with the latent, which a difference sees and the reverse "
+        "pass does not: leave the estimator at auto. With difference, or with the ratio, REG says so.",
+        smooth=False,
+    ),
+]
+
+CACHES = [
+    Neighbour(
+        "EasyCache",
+        "nodes_easycache:EasyCacheNode",
+        {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False},
+        "CFG; on steps from the cache, with the last measurement",
+        steps=5,
+        note="There the network is not asked, and its Jacobian cannot be had: REG finds the cache, says so, and "
+        "measures on the other steps, asking the network itself. What the cache skips does not change.",
+    ),
+    Neighbour(
+        "LazyCache",
+        "nodes_easycache:LazyCacheNode",
+        {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False},
+        "CFG, on the steps that are not from the cache",
+        steps=5,
+        note="It repeats whole guided steps, and so what REG did in them.",
+    ),
+]
+
+LORA_HOOKS = Neighbour(
+    "LoRA hooks",
+    "nodes_hooks:CreateHookLora",
+    {},
+    WITHIN,
+    note="The Jacobian is the one under the prompt's own LoRA. A prompt whose parts have different LoRAs is measured "
+    "with estimator = difference, and REG says so.",
+)
+
+HEAD = """# REG in company
+
+REG is applied last. Whatever the order of the nodes, it comes after every other patch of the guidance, once per step:
+
+    D_reg = D_c + (1 − strength) g + strength R(g),    g = D_guided − D_c
+
+D_guided is the prediction that all the other patches made, D_c the model's own for the positive prompt. With strength
+0 the picture is the one without REG, bit for bit. The patches keep their order among each other.
+
+Rows are tested with ComfyUI's own nodes: against the Jacobian of the patched model, computed without REG, both by the
+reverse pass and by differences; in both node orders, which must give the same picture; and at a strength near 0, where
+the other patch must act as it does alone.
+
+| patch | works | what is rectified | order matters | refuses |
+|---|---|---|---|---|
+"""
+
+TAIL = """
+## What to know
+
+{notes}
+
+A REG Schedule takes the place of CFG Override. REG Model twice in a chain: the last one counts. REG Model and REG
+Sampler in one run: the one on the model counts, and REG says so.
+"""
+
+
+def page() -> str:
+    """The page, from the table."""
+    neighbours = [*GUIDANCE, *NETWORK, LORA_HOOKS, *CACHES]
+    rows = [f"| {n.name} | yes | {n.rectified} | no | nothing |\n" for n in neighbours]
+    notes = [f"- **{n.name}**: {n.note}" for n in neighbours if n.note]
+    return HEAD + "".join(rows) + TAIL.format(notes="\n".join(notes))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
