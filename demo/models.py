@@ -25,17 +25,25 @@ CONTEXT_DIM = sum(len(values) for values in world.ATTRIBUTES.values())
 class BlockUNet(UNetModel):
     """ComfyUI's UNetModel on blocks of pixels: [batch, 3, h, w] -> [batch, 3, h, w], h and w multiples of 8.
 
-    It predicts the clean picture, which is simple, and not the noise, which has more numbers than a small network can
-    carry (Li and He, arXiv 2511.13720); what it returns is that prediction as EDM's network output.
+    Its output times sigma_data is the clean picture, which is simple, and not the noise, which has more numbers than a
+    small network can carry (Li and He, arXiv 2511.13720); what it returns is that prediction as EDM's network output.
+    At high noise the two are the same. With `clean` off it is EDM's output itself.
     """
 
+    clean = True
+
     def forward(self, x, t, *args, **kwargs):
-        sigma = (4 * t.float()).exp().view(-1, 1, 1, 1)
-        scale = (sigma**2 + SIGMA_DATA**2).sqrt()
         blocks = rearrange(x, "b c (h i) (w j) -> b (c i j) h w", i=BLOCK, j=BLOCK)
-        clean = super().forward(blocks, t, *args, **kwargs)
-        clean = rearrange(clean, "b (c i j) h w -> b c (h i) (w j)", i=BLOCK, j=BLOCK)
-        return (clean.float() - SIGMA_DATA**2 / scale * x.float()) * scale / (sigma * SIGMA_DATA)
+        out = super().forward(blocks, t, *args, **kwargs)
+        out = rearrange(out, "b (c i j) h w -> b c (h i) (w j)", i=BLOCK, j=BLOCK)
+        return self._as_edm(out.float(), x.float(), t.float()) if self.clean else out
+
+    @staticmethod
+    def _as_edm(out, x, t):
+        """The network output of EDM that gives the prediction sigma_data · out."""
+        sigma = (4 * t).exp().view(-1, 1, 1, 1)
+        scale = (sigma**2 + SIGMA_DATA**2).sqrt()
+        return (out - SIGMA_DATA / scale * x) * scale / sigma
 
 
 class DemoConfig(comfy.supported_models_base.BASE):

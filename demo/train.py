@@ -12,7 +12,7 @@ import torch
 from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 comfy_options.cpu = not torch.cuda.is_available()
@@ -53,11 +53,12 @@ def initialise(network: torch.nn.Module) -> None:
 class Training(lightning.LightningModule):
     """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped."""
 
-    def __init__(self, seed: int, steps: int, learning_rate: float = 1e-3):
+    def __init__(self, seed: int, steps: int, learning_rate: float, clean: bool):
         super().__init__()
         self.save_hyperparameters()
         base = models.build()
         initialise(base.diffusion_model)
+        base.diffusion_model.clean = clean
         self.model = base.diffusion_model.requires_grad_(True)
         self.sampling = base.model_sampling
         self.network = self.model  # or its compiled form
@@ -113,6 +114,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="checkpoints and loss curve")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="weights of an earlier stage to go on from")
+    parser.add_argument("--predict", choices=["clean", "edm"], default="clean", help="edm: the first stage")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster")
     return parser.parse_args()
 
@@ -120,7 +124,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     lightning.seed_everything(arguments.seed)
-    training = Training(arguments.seed, arguments.steps)
+    training = Training(arguments.seed, arguments.steps, arguments.learning_rate, arguments.predict == "clean")
+    if arguments.start:
+        training.model.load_state_dict(load_file(arguments.start))
     if arguments.compile:
         torch._dynamo.config.recompile_limit = 64  # ComfyUI's UNet runs its blocks through one function
         training.network = torch.compile(training.model)
@@ -151,7 +157,7 @@ def main() -> None:
     export(
         training,
         arguments.output,
-        command=f"python3 dev.py train --output FILE --steps {arguments.steps} --seed {arguments.seed}",
+        command=" ".join(f"--{key} {value}" for key, value in vars(arguments).items() if key not in ("output", "work")),
         held_out_loss=round(held_out, 5),
     )
 
