@@ -40,6 +40,12 @@ def built(family):
     return FAMILIES[family].build()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _models_go_before_the_interpreter():
+    yield
+    built.cache_clear()
+
+
 def patched(row, model):
     """The model as ComfyUI's node returns it."""
     module, name = row.node.split(":")
@@ -259,7 +265,7 @@ def traced(guided, row):
     steps, asked = [], []
     model = guided.model_patcher
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "watch", watch)
-    counter = model.model.diffusion_model.register_forward_hook(lambda *_: asked.append(1))
+    counter = model.model.diffusion_model.out.register_forward_hook(lambda *_: asked.append(1))
     latents = run(guided, row, "SD15", "euler", at_step)
     counter.remove()
     return steps, latents
