@@ -22,7 +22,8 @@ folder_paths.add_model_folder_path(FOLDER, str(SHIPPED))
 
 def safe_path(name: str) -> Path:
     """Where a profile of this name is saved. Raises ValueError if the name would leave the folder."""
-    if not name.strip() or name != Path(name).name or "\\" in name or name.startswith("."):
+    plain = name.strip() and name.isprintable() and name == Path(name).name and "\\" not in name
+    if not plain or name.startswith("."):
         raise ValueError(f"REG: {name!r} is not a file name: use letters, digits, spaces and dashes.")
     return Path(folder_paths.models_dir) / FOLDER / f"{name.removesuffix('.safetensors')}.safetensors"
 
@@ -35,14 +36,18 @@ class REGCalibrate(io.ComfyNode):
             display_name="REG Calibrate",
             category=CATEGORY,
             search_aliases=["reg profile", "rectified gradient guidance"],
-            description="Measures a profile of a model: what REG would measure at every step, so that later runs need no "
-            "extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
+            description="Measures a profile of a model: what REG would measure at every step, so that later runs need "
+            "no extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, as it will be used."),
                 io.Conditioning.Input("positive", tooltip="A prompt typical of yours."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt you use; often empty."),
-                io.Latent.Input("latent_image", tooltip="An empty latent. Its batch size is the number of samples; 4 is good."),
-                io.Float.Input("cfg", default=4.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance of the sample pictures."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent. Its batch size is the number of samples; 4 is good."
+                ),
+                io.Float.Input(
+                    "cfg", default=4.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance of the sample pictures."
+                ),
                 io.Int.Input("steps", default=12, min=2, max=100, tooltip="Steps of the sample pictures."),
                 io.Int.Input("points", default=8, min=2, max=64, tooltip="Noise levels to measure at.", advanced=True),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Noise of the sample pictures."),

@@ -33,10 +33,11 @@ class Profile:
     about: dict[str, str] = field(default_factory=dict)  # prediction, channels, model, …
 
     def __post_init__(self):
-        n = len(self.sigmas)
-        curves = [getattr(self, name) for name in CURVES]
-        sound = n >= 2 and bool((self.sigmas.diff() > 0).all()) and bool((self.sigmas > 0).all())
-        if not sound or any(len(c) != n or not c.isfinite().all() for c in curves) or self.factor.ndim != 2:
+        curves = {name: getattr(self, name) for name in ("sigmas", *CURVES)}
+        n = self.sigmas.numel()
+        sound = all(c.ndim == 1 + (name == "factor") and len(c) == n and c.numel() for name, c in curves.items())
+        sound = sound and n >= 2 and all(bool(c.isfinite().all()) for c in curves.values())
+        if not sound or not bool((self.sigmas > 0).all() and (self.sigmas.diff() > 0).all()):
             raise ValueError("REG: this profile is damaged: measure it again with REG Calibrate.")
 
     def at(self, name: str, sigma: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Profile:
 
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as safetensors, with what it was measured on in the header."""
-    tensors = {name: getattr(profile, name).float().contiguous().cpu() for name in ("sigmas", *CURVES)}
+    tensors = {name: getattr(profile, name).float().cpu().contiguous().clone() for name in ("sigmas", *CURVES)}
     save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(profile.about)})
 
 
@@ -67,7 +68,9 @@ def load(path: Path) -> Profile:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
                 raise KeyError("format")
-            about = json.loads(file.metadata()["about"])
-            return Profile(*(file.get_tensor(name) for name in ("sigmas", *CURVES)), about)
-    except (KeyError, OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"REG: {Path(path).name} is not a profile: choose a file saved by REG Save Profile.") from error
+            about = {name: str(value) for name, value in json.loads(file.metadata()["about"]).items()}
+            return Profile(*(file.get_tensor(name).float() for name in ("sigmas", *CURVES)), about)
+    except (KeyError, AttributeError, OSError, RecursionError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"REG: {Path(path).name} is not a profile: choose a file saved by REG Save Profile."
+        ) from error

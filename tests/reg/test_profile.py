@@ -43,6 +43,9 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         {"gain": torch.tensor([1.0, float("nan"), 0.1])},
         {"rho": torch.tensor([1.0])},
         {"factor": torch.ones(3)},
+        {"factor": torch.ones(3, 0)},
+        {"sigmas": torch.tensor(1.0)},
+        {"sigmas": torch.tensor([[0.1, 1.0], [1.0, 10.0]])},
     ],
 )
 def test_damaged_curves_are_refused(changes):
@@ -63,3 +66,31 @@ def test_other_files_are_refused(tmp_path):
     save_file({"weight": torch.ones(2**20)}, path)
     with pytest.raises(ValueError, match="too large for a profile"):
         profiles.load(path)
+
+
+@pytest.mark.parametrize("about", ["[]", "3", "[" * 100_000, "{", '{"a": {}}'])
+def test_what_it_says_of_itself_may_be_anything(tmp_path, about):
+    tensors = {name: getattr(make(), name) for name in ("sigmas", *profiles.CURVES)}
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path, metadata={"format": profiles.FORMAT, "about": about})
+    try:
+        assert profiles.load(path).about == {"a": "{}"}
+    except ValueError as error:
+        assert str(error).startswith("REG: odd.safetensors is not a profile")
+
+
+def test_damaged_files_are_loaded_or_refused(tmp_path):
+    """Whatever the damage, nothing but the sentence of a refusal comes out."""
+    path, random = tmp_path / "damaged.safetensors", torch.Generator().manual_seed(0)
+    profiles.save(make(), path)
+    whole = path.read_bytes()
+    for i in range(400):
+        length = len(whole) if i % 4 else int(torch.randint(1, len(whole), (), generator=random))
+        content = bytearray(whole[:length])
+        for place in torch.randint(len(content), (4,), generator=random).tolist():
+            content[place] = int(torch.randint(256, (), generator=random))
+        path.write_bytes(content)
+        try:
+            profiles.load(path)
+        except ValueError as error:
+            assert str(error).startswith("REG:")

@@ -1,0 +1,46 @@
+"""Profiles stay in their folders, whatever a prompt says."""
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import folder_paths
+import torch
+
+from pack.nodes import profile as nodes
+from pack.reg import profile as profiles
+
+CURVE = torch.tensor([0.5, 0.4])
+PROFILE = profiles.Profile(torch.tensor([1.0, 2.0]), CURVE[:, None], CURVE, CURVE, CURVE)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """ComfyUI's models folder, empty, with a profile beside it that is none of its business."""
+    folder = tmp_path / "models" / nodes.FOLDER
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, nodes.FOLDER, ([str(folder)], {".safetensors"}))
+    profiles.save(PROFILE, tmp_path / "secret.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a\\b", "/root", ".hidden", "a\0b", "a\nb"])
+def test_nothing_is_saved_elsewhere(models, name):
+    before = sorted(models.rglob("*"))
+    with pytest.raises(ValueError, match=r"REG: .* is not a file name"):
+        nodes.REGSaveProfile.execute(PROFILE, name)
+    assert sorted(models.rglob("*")) == before
+
+
+@pytest.mark.parametrize("up", ["../../", "sub/../../../", "/../../"])
+def test_nothing_is_loaded_from_elsewhere(models, up):
+    with pytest.raises(FileNotFoundError):
+        nodes.REGLoadProfile.execute(f"{up}secret.safetensors")
+    with pytest.raises(FileNotFoundError):
+        nodes.REGLoadProfile.execute(str(models / "secret.safetensors"))
+
+
+def test_what_is_saved_can_be_loaded(models):
+    nodes.REGSaveProfile.execute(PROFILE, "übung 1")
+    assert torch.equal(nodes.REGLoadProfile.execute("übung 1.safetensors").args[0].rho, CURVE)

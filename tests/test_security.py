@@ -1,0 +1,93 @@
+"""What the pack's own code may do: a scan of every program that users get.
+
+Imports are an allowlist, so that a new one is a decision. The scan sees names, not what they are bound to: it keeps
+honest code honest, and is no sandbox.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from pack.devtools.shipped import shipped
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = [path for path in shipped() if path.endswith(".py")]
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_kitchen", "folder_paths", "server"}
+LIBRARIES = {"PIL", "einops", "matplotlib", "numpy", "ot", "safetensors", "scipy", "torch"}
+STANDARD = {  # neither os, sys, subprocess, sockets, pickle nor importlib
+    *(
+        "bisect",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "enum",
+        "functools",
+        "hashlib",
+        "itertools",
+        "json",
+        "logging",
+    ),
+    *("math", "pathlib", "textwrap", "time", "typing", "warnings", "weakref"),
+}
+NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
+NEVER_OF = {("torch", "load"), ("torch", "save"), ("torch", "hub"), ("np", "load"), ("numpy", "load"), ("np", "save")}
+WRITES = {
+    *("open", "write_text", "write_bytes", "mkdir", "touch", "unlink", "rename", "rmdir", "symlink_to", "hardlink_to"),
+    *("chmod", "savefig", "save_file", "tofile"),
+}
+MAY_WRITE = {
+    "nodes/profile.py": {"mkdir"},  # models/reg_profiles, below; the name is checked by safe_path
+    "reg/profile.py": {"save_file"},  # where nodes/profile.py says
+    "lab/figures.py": {"mkdir", "savefig"},  # `dev.py lab figures`; no node calls it
+    "lab/trials.py": {"mkdir", "write_text"},  # the cache of `dev.py lab`; no node calls it
+}
+
+
+def nodes(path: str):
+    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+
+
+def imported(path: str) -> set[str]:
+    """Top-level names of what a program imports, its own pack left out."""
+    found = set()
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def called(path: str) -> tuple[set[str], set[str]]:
+    """What a program calls: by plain name, and by the last name of anything, as in Path(…).open()."""
+    functions = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
+    plain = {function.id for function in functions if isinstance(function, ast.Name)}
+    return plain, plain | {function.attr for function in functions if isinstance(function, ast.Attribute)}
+
+
+def of_modules(path: str) -> set[tuple[str, str]]:
+    """(name, attribute) of every `name.attribute`."""
+    pairs = [node for node in nodes(path) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return {(node.value.id, node.attr) for node in pairs}
+
+
+def test_there_are_programs_to_scan():
+    assert {"__init__.py", "nodes/guidance.py", "guiders/run.py", "reg/profile.py"} <= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_program_keeps_to_what_is_allowed(path):
+    plain, every = called(path)
+    assert imported(path) <= COMFYUI | LIBRARIES | STANDARD
+    assert not plain & NEVER
+    assert not of_modules(path) & NEVER_OF
+    assert every & WRITES <= MAY_WRITE.get(path, set())
+
+
+def test_no_script_runs_in_the_browser():
+    assert not [path for path in shipped() if path.endswith((".js", ".mjs", ".html"))]
+
+
+def test_no_pickles_are_shipped():
+    assert not [path for path in shipped() if path.endswith((".pt", ".pth", ".ckpt", ".bin", ".pkl", ".npy", ".npz"))]
