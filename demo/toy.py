@@ -57,9 +57,7 @@ def model(seed: int = SEED) -> comfy.model_patcher.ModelPatcher:
     config = ToyConfig({})
     config.set_inference_dtype(torch.float32, None)
     network = ExactNetwork(worlds.classes(seed))
-    base = comfy.model_base.BaseModel(
-        config, comfy.model_base.ModelType.EDM, unet_model=lambda **kwargs: network
-    )
+    base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, unet_model=lambda **kwargs: network)
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.CoreModelPatcher(base, device, comfy.model_management.unet_offload_device())
 

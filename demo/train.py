@@ -117,7 +117,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--start", type=Path, help="weights of an earlier stage to go on from")
     parser.add_argument("--predict", choices=["clean", "edm"], default="clean", help="edm: the first stage")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster"
+    )
     return parser.parse_args()
 
 

@@ -88,7 +88,7 @@ def _hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     """HSV (hue in radians, the others 0 to 1) to 8-bit RGB."""
     k = (np.array([5, 3, 1]) + hue / (np.pi / 3)) % 6
     rgb = value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1))
-    return tuple(int(round(255 * c)) for c in rgb)
+    return tuple(round(255 * float(c)) for c in rgb)
 
 
 def _outline(shape: str, radius: float, rotation: float) -> np.ndarray:

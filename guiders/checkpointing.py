@@ -67,7 +67,9 @@ def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
             for place, tensor in zip(places, tensors, strict=True):
                 filled[place] = tensor.clone() if tensor.is_floating_point() else tensor
             args, kwargs = tree_unflatten(filled, spec)
-            out, out_spec = tree_flatten(forward(*args, **kwargs, **{key: dict(value) for key, value in options.items()}))
+            out, out_spec = tree_flatten(
+                forward(*args, **kwargs, **{key: dict(value) for key, value in options.items()})
+            )
             return out
 
         out = _Node.apply(evaluate, context, *(leaves[place] for place in places))
@@ -82,7 +84,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx, evaluate, context, *tensors):
         ctx.evaluate, ctx.context, ctx.chance = evaluate, context, Chance(tensors[0].device)
-        ctx.save_for_backward(*(t.view_as(t) for t in tensors))  # views made here are ordinary tensors, which autograd saves
+        ctx.save_for_backward(
+            *(t.view_as(t) for t in tensors)
+        )  # views made here are ordinary tensors, which autograd saves
         return tuple(evaluate(tensors))
 
     @staticmethod

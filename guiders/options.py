@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from ..reg.profile import Profile
-from .schedule import GuidanceSchedule
 from .checkpointing import CHOICES as CHECKPOINT_CHOICES
+from .schedule import GuidanceSchedule
 from .step import RECTIFIERS
 
 RECTIFICATIONS = tuple(RECTIFIERS)

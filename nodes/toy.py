@@ -80,7 +80,9 @@ class REGToyModel(io.ComfyNode):
             description="The exact world as a model: each point of the latent is a sample in the plane. Connect it to "
             "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
             inputs=[
-                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="Which mixture: the same number as in REG Toy."),
+                io.Int.Input(
+                    "seed", default=21, min=0, max=2**31, tooltip="Which mixture: the same number as in REG Toy."
+                ),
                 io.Int.Input("points", default=256, min=1, max=4096, tooltip="How many points to sample."),
             ],
             outputs=[
@@ -95,9 +97,7 @@ class REGToyModel(io.ComfyNode):
     def execute(cls, seed, points) -> io.NodeOutput:
         from ..demo import toy
 
-        return io.NodeOutput(
-            toy.model(seed), toy.conditioning(True), toy.conditioning(False), toy.latent(points)
-        )
+        return io.NodeOutput(toy.model(seed), toy.conditioning(True), toy.conditioning(False), toy.latent(points))
 
 
 class REGToyPlot(io.ComfyNode):
@@ -111,7 +111,9 @@ class REGToyPlot(io.ComfyNode):
             "with their distance to it.",
             inputs=[
                 io.Latent.Input("samples", tooltip="Points sampled from the REG Toy Model."),
-                io.Float.Input("cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="The cfg they were sampled at."),
+                io.Float.Input(
+                    "cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="The cfg they were sampled at."
+                ),
                 io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="The mixture they were sampled from."),
             ],
             outputs=[io.Image.Output(tooltip="The figure.")],

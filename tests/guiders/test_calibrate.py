@@ -84,5 +84,5 @@ def test_save_load_use(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", " ", "../up", "a/b", "a\\b", "/root", ".hidden", ".."])
 def test_names_cannot_leave_the_folder(name):
-    with pytest.raises(ValueError, match="REG: .*is not a file name"):
+    with pytest.raises(ValueError, match=r"REG: .*is not a file name"):
         nodes.safe_path(name)

@@ -8,7 +8,6 @@ import torch
 
 from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
-
 from pack.tests.guiders import tiny
 
 W = 3.0
@@ -112,7 +111,9 @@ def explicit_jacobian(denoise, x):
 def denoised(model, text, x=X, sigma=SIGMA):
     network, sampling = model.model.diffusion_model, model.model.model_sampling
     sigmas = sigma.expand(len(x))
-    out = network(sampling.calculate_input(sigmas, x), sampling.timestep(sigmas).float(), text[0][0].expand(len(x), -1, -1))
+    out = network(
+        sampling.calculate_input(sigmas, x), sampling.timestep(sigmas).float(), text[0][0].expand(len(x), -1, -1)
+    )
     return sampling.calculate_denoised(sigmas, out, x)
 
 

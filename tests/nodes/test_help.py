@@ -99,6 +99,13 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def test_releases_contain_them():
+    """comfy-cli reads .comfyignore as git reads .gitignore: a name without a slash before it counts in every folder."""
+    left_out = {line.rstrip("/") for line in (ROOT / ".comfyignore").read_text().split()}
+    needed = [path.relative_to(ROOT) for folder in (PAGES, locales.LOCALES) for path in folder.rglob("*.*")]
+    assert not left_out & {part for path in needed for part in path.parts}
+
+
 def test_server_has_the_pages_where_comfyui_looks(tmp_path):
     """In a folder named as people name it: ComfyUI itself serves nothing from one with commas, spaces and umlauts."""
     with Server(tmp_path, "ComfyUI-REG") as client:
