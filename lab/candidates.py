@@ -166,5 +166,6 @@ CANDIDATES: dict[str, Callable] = {
     "ratio-jacobian": ratio_jacobian,
     "ratio-natural": ratio_natural,
     "ratio-moved": moved_by(scalar_ratio),
+    "smaller": smaller(scalar_ratio, jacobian),
     "characteristic": characteristic,
 }

@@ -129,7 +129,8 @@ TABLES = {
     ),
 }
 
-RESEARCH = SPECTRAL + tuple(f"cfg+{name}" for name in CANDIDATES)
+SCHEDULED = ("cosine", "cosine+jacobian", "cosine+ratio", "interval", "interval+jacobian", "interval+ratio")
+RESEARCH = SPECTRAL + tuple(f"cfg+{name}" for name in CANDIDATES) + SCHEDULED
 FLAT = tuple(rule for rule in RESEARCH if not any(word in rule for word in ("spectral", "local")))
 for phase, world_seeds in {"tuning": (101, 102, 103), "report": (21, 22, 23)}.items():
     size = {"world_seeds": world_seeds, "seeds": (0, 1)}
