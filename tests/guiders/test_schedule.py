@@ -10,7 +10,10 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 import torch
 from comfy_extras import nodes_custom_sampler
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from safetensors.torch import load as load_safetensors
 
+from pack.devtools import workflow
+from pack.devtools.client import PromptError
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule, percent_of
 from pack.guiders.ways_in import RectifiedSampler, on_model
@@ -222,3 +225,40 @@ def test_the_schema_offers_each_shape():
         values = {i.id: i.default for i in option.inputs} | {"shape": option.key}
         GuidanceSchedule(**values)
     assert [output.io_type for output in schema.outputs] == ["REG_SCHEDULE", "IMAGE"]
+
+
+def guided_in_a_server(server, shape, cfg):
+    """A prompt that guides the demo model away from a poorer one, by a schedule if a shape is given."""
+    options = workflow.widget_values({}, server.object_info()["REGAutoGuider"]) | {"cfg": cfg}
+    links = {"model": ["model", 0], "weak_model": ["weak", 0], "positive": ["positive", 0]}
+    parts = {name: [name, 0] for name in ("noise", "guider", "sampler", "sigmas")}
+    nodes = {
+        "model": ("REGDemoModel", {}),
+        "positive": ("REGDemoPrompt", {"shape": "square", "colour": "any", "background": "any", "count": "any"}),
+        "weak": ("FreeU", {"model": ["model", 0], "b1": 0.9, "b2": 0.9, "s1": 0.9, "s2": 0.9}),
+        "guider": ("REGAutoGuider", options | links | ({"schedule": ["schedule", 0]} if shape else {})),
+        "noise": ("RandomNoise", {"noise_seed": 1}),
+        "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
+        "sigmas": ("BasicScheduler", {"model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 1.0}),
+        "empty": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "sample": ("SamplerCustomAdvanced", parts | {"latent_image": ["empty", 0]}),
+        "save": ("SaveLatent", {"samples": ["sample", 0], "filename_prefix": "test"}),
+    }
+    if shape:
+        nodes["schedule"] = ("REGSchedule", shape)
+    prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    return server.wait(server.queue(prompt))
+
+
+def test_in_a_server_it_shows_its_curve_and_is_followed(server):
+    def latents(outputs):
+        return load_safetensors(server.fetch(outputs["save"]["latents"][0]))["latent_tensor"]
+
+    scheduled = guided_in_a_server(server, {"shape": "constant", "shape.cfg": 3.0}, cfg=1.0)
+    assert len(scheduled["schedule"]["images"]) == 1
+    torch.testing.assert_close(
+        latents(scheduled), latents(guided_in_a_server(server, {}, cfg=3.0)), rtol=1e-4, atol=1e-4
+    )
+    late = {"shape": "interval", "shape.cfg": 3.0, "shape.start_percent": 0.8, "shape.end_percent": 0.3}
+    with pytest.raises(PromptError, match="comes after"):
+        guided_in_a_server(server, late, cfg=1.0)
