@@ -111,6 +111,8 @@ def main() -> None:
     wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
     there = fill(studio, wanted, arguments.minutes, arguments.jobs)
     print(f"{len(there)} of {len(wanted)} cells")
+    if not any(cell.rule == "cfg" for cell in there):
+        sys.exit("CFG, which the others are compared with, was not sampled yet: run it for longer.")
     from . import report
 
     return report.write(studio, there, arguments.output, command)
