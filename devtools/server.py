@@ -27,13 +27,15 @@ class ServerError(Exception):
 class Server:
     """ComfyUI on a free loopback port for the length of a `with` block, which yields a `Client`.
 
-    The folder becomes its base directory: models, input, output, user and a `custom_nodes` with one link to this pack.
+    The folder becomes its base directory: models, input, output, user and `custom_nodes`. What is not there yet under the
+    pack's name becomes a link to this checkout; without a name there is none.
     """
 
-    def __init__(self, folder: Path, pack_name: str = "ComfyUI-REG"):
+    def __init__(self, folder: Path, pack_name: str | None = "ComfyUI-REG", options: tuple[str, ...] = ()):
         self.folder = folder.resolve()
         self.log = self.folder / "comfyui.log"
         self.pack_name = pack_name
+        self.options = options  # further ones of ComfyUI's
         self.address = f"127.0.0.1:{free_port()}"
 
     def __enter__(self) -> Client:
@@ -55,6 +57,8 @@ class Server:
             raise ServerError(self._explain("stopped by itself")) from error
 
     def _link_pack(self) -> None:
+        if self.pack_name is None:
+            return
         link = self.folder / "custom_nodes" / self.pack_name
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
@@ -65,6 +69,7 @@ class Server:
         command += ["--port", self.address.split(":")[1], "--base-directory", str(self.folder)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
         command += [] if torch.cuda.is_available() else ["--cpu"]
+        command += self.options
         with self.log.open("w") as log:
             # A session of its own makes it a process group that can be stopped whole.
             return subprocess.Popen(
