@@ -181,6 +181,10 @@ TAIL = """
 
 {notes}
 
+With REG AutoGuider, patches on `model` act on it alone, and patches on `weak_model` on that one. SAG and NAG work on the
+negative prompt's pass: there they need a negative. SLG (simple) does not act there, as in ComfyUI's own guiders of two
+models or three prompts.
+
 A REG Schedule takes the place of CFG Override. REG Model twice in a chain: the last one counts. REG Model and REG
 Sampler in one run: the one on the model counts, and REG says so.
 """

@@ -19,6 +19,7 @@ from pack.guiders.schedule import GuidanceSchedule
 from pack.guiders.ways_in import RectifiedSampler, on_model
 from pack.nodes.autoguidance import REGAutoGuider
 from pack.reg import estimators, rectification
+from pack.tests.families import FAMILIES
 from pack.tests.guiders import tiny
 
 X, SIGMA, CFG = tiny.latent() * 2, 0.8, 3.0
@@ -256,3 +257,56 @@ def test_refuses_what_cannot_be_compared(model, weak):
     other.model.latent_format = comfy.latent_formats.SDXL()
     refused("works on other latents", model, other)
     refused("its loader cannot load it a second time", model, with_other_weights(model))
+
+
+@pytest.mark.parametrize("name", ["LTXAV", "WAN21_T2V", "SD15"])
+def test_on_nested_latents_videos_and_masked_pictures(name):
+    """A weak model of the same weights guides nowhere; another one does, and a masked part stays as it was."""
+    family = FAMILIES[name]
+    model, other = family.build(0), family.build(1)
+    mask = torch.tensor([0.0, 1.0]).repeat_interleave(4).expand(1, 1, 8, 8) if name == "SD15" else None
+    alone = sampled(family, Guider_Basic(model), mask)
+    same = sampled(family, AutoGuider(model, family.build(0)), mask)
+    guided = sampled(family, AutoGuider(on_model(model, Options()), other), mask)
+    for a, b, c in zip(*([x.unbind() if x.is_nested else [x] for x in (alone, same, guided)]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert c.isfinite().all() and (c - a).abs().max() > 1e-2 * a.abs().max()
+    if mask is not None:
+        assert guided[..., :4].abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def sampled(family, guider, mask):
+    """Two Euler steps from an empty latent."""
+    guider.set_conds(family.conditioning(1))
+    if isinstance(guider, AutoGuider):
+        guider.set_cfg(CFG)
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "simple", 2)
+    noise, euler = family.latent(0), comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, noise * 0.0, euler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
+
+
+@pytest.mark.parametrize("module", ["nodes_sag:SelfAttentionGuidance", "nodes_nag:NAGuidance"])
+def test_patches_on_the_negatives_pass_act_with_a_negative(module):
+    module, name = module.split(":")
+    node = getattr(pytest.importorskip(f"comfy_extras.{module}"), name)
+    values = (
+        {"scale": 0.8, "blur_sigma": 2.0}
+        if name.startswith("Self")
+        else {"nag_scale": 3.0, "nag_alpha": 0.5, "nag_tau": 1.5}
+    )
+    family = FAMILIES["SD15"]
+    model, weak = family.build(0), family.build(1)
+
+    def guided(model):
+        guider = AutoGuider(on_model(model, Options()), weak)
+        guider.set_conds(family.conditioning(1), family.conditioning(2), 0.5)
+        guider.set_cfg(CFG)
+        at = tiny.Once((family.latent(0), SIGMA))
+        blank = torch.zeros(1, 4, 8, 8)
+        with torch.inference_mode():
+            guider.sample(blank, blank, at, torch.tensor([1.0, 0.0]), disable_pbar=True)
+        return at.denoised[0]
+
+    plain, patched = guided(model), guided(node.execute(model, **values).args[0])
+    assert patched.isfinite().all() and (patched - plain).abs().max() > 1e-3 * plain.abs().max()
