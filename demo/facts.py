@@ -22,7 +22,7 @@ SIGMAS = (40.0, 15.0, 6.0, 2.5, 1.0, 0.4, 0.15, 0.05)
 STEPS = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the difference, over the root mean square of x
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BANDS = ((0, "mean"), (3, "coarse"), (5, "middle"), (7, "fine"))
-PICTURES = 12
+PICTURES = 6
 SEED = 4242
 
 Denoise = Callable[[Tensor], Tensor]
