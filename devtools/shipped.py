@@ -14,4 +14,5 @@ def shipped() -> list[str]:
 
 
 def names(line: str, path: str) -> bool:
+    line = line.removeprefix("/")  # which says: here, not in every folder
     return path == line or (line.endswith("/") and path.startswith(line))
