@@ -93,6 +93,18 @@ def test_no_dead_link(path):
             assert heading in anchors(pointed_at.read_text(encoding="utf-8")), target
 
 
+def test_readmes_say_the_same():
+    """Not word by word: a change in one of them must be made in the other, too."""
+    parts = []
+    for name in ("README.md", "README.ja.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        commands = re.findall(r"```.*?```", text, flags=re.DOTALL)
+        headings = [line.count("#") for line in re.findall(r"^#+ ", text, flags=re.MULTILINE)]
+        targets = {target for _, target in LINK.findall(text)} - {"README.md", "README.ja.md"}
+        parts.append((commands, headings, targets, sum(line.startswith("|") for line in text.splitlines())))
+    assert parts[0] == parts[1]
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that a Markdown page's headings get."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
