@@ -141,3 +141,8 @@ def _with_weights_of_its_own(weak: ModelPatcher, model: ModelPatcher) -> ModelPa
             "REG: the weak model is the model itself with other weights patched in, and its loader cannot load it a "
             "second time: load the weak model with one of ComfyUI's own loaders, or from another file."
         ) from error
+    except TypeError as error:  # no such argument
+        raise ValueError(
+            "REG: the weak model is the model itself with other weights patched in, which needs ComfyUI 0.27 or newer: "
+            "load the weak model from another file."
+        ) from error
