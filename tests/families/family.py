@@ -39,9 +39,12 @@ class Family:
     pooled: int = 0
     extras: Callable = nothing
     checkpoint: Callable = nothing
+    starts_from_latent: bool = False  # without noise: from the latent it is given
+    apart: bool = False  # ComfyUI must not put prompts of two seeds in one batch: their texts differ in length
 
+    @torch.inference_mode()
     def build(self, seed=0, dtype=torch.float32):
-        """A plain MODEL; its weights depend on the seed alone."""
+        """A plain MODEL, its weights inference tensors as in a prompt; they depend on the seed alone."""
         device = comfy.model_management.get_torch_device()
         config = self.config(self.unet)
         config.set_inference_dtype(dtype, None)
@@ -61,7 +64,9 @@ class Family:
         """A random prompt as ComfyUI's CONDITIONING. Fresh tensors each time, for some models write into them."""
         draw = draw_from(seed)
         options = {"pooled_output": draw(1, self.pooled)} if self.pooled else {}
-        return [[draw(1, *self.text), options | self.extras(draw)]]
+        tokens, width = self.text
+        text = draw(1, tokens + self.apart * (seed % 2), width)
+        return [[text, options | self.extras(draw)]]
 
 
 def with_unet(config, **changes):

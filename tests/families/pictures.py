@@ -329,7 +329,7 @@ FAMILIES = {
             "caption_channels": [32, 32],
             "text_emb_dim": 32,
             "num_routed_experts": 2,
-            "num_activated_experts": 1,
+            "num_activated_experts": 2,  # all, for a choice between them would be a jump
             "axes_dims_rope": [8, 4, 4],
             "max_resolution": [8, 8],
             "llama_layers": [0, 1],

@@ -36,7 +36,7 @@ FAMILIES = {
             "guidance_cond_proj_dim": None,
             "num_moe_layers": 1,
             "num_experts": 2,
-            "moe_top_k": 1,
+            "moe_top_k": 2,  # all, for a choice between them would be a jump
         },
         ((1, 64, 8),),
     ),

@@ -108,5 +108,6 @@ FAMILIES = {
         },
         ((1, 64, 20),),
         extras=lambda draw: {"conditioning_lyrics": draw(1, 5, 32)},
+        apart=True,
     ),
 }

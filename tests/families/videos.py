@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from comfy import supported_models as models
 from comfy.ldm.wan.model import AudioProjModel
 
-from .family import Family, with_part
+from .family import Family, draw_from, with_part
 from .pictures import ROPE, flux, text_mask
 
 VIDEO = ((1, 16, 2, 8, 8),)  # [batch, channels, frames, height, width]
@@ -197,7 +197,7 @@ FAMILIES = {
         in_dim=36,
     ),
     "WAN22_T2V": wan_video(models.WAN22_T2V, latents=((1, 48, 2, 8, 8),), in_dim=48, out_dim=48),
-    "WAN21_FlowRVS": wan_video(models.WAN21_FlowRVS, model_type="flow_rvs"),
+    "WAN21_FlowRVS": Family(models.WAN21_FlowRVS, wan(model_type="flow_rvs"), VIDEO, starts_from_latent=True),
     "WAN21_SCAIL": wan_video(
         models.WAN21_SCAIL,
         lambda draw: reference(draw) | first_picture(draw) | {"pose_video_latent": draw(1, 16, 2, 4, 4)},
@@ -344,6 +344,6 @@ FAMILIES = {
         },
         VIDEO,
         text=(4, 5120),
-        extras=lambda draw: {"condition": draw(1, 17, 2, 8, 8)},
+        extras=lambda draw: {"condition": draw_from(9)(1, 17, 2, 8, 8)},  # the same video for both prompts
     ),
 }

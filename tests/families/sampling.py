@@ -1,0 +1,58 @@
+"""Runs of a family through ComfyUI's guider and sampling, in inference mode, as a prompt does.
+
+Nested latents are packed inside ComfyUI's samplers, and so are the tensors of `predictions`.
+"""
+
+from collections.abc import Callable
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from .family import Family
+
+PERCENT = 0.5  # of the model's schedule: where predictions are looked at
+
+
+@torch.inference_mode()
+def sample(family: Family, model, sampler, sigmas: Tensor, *, positive=1, negative=2, cfg=3.0, seed=0):
+    """What the sampler makes of noise, or of the latent the family starts from; prompts are named by their seeds."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(family.conditioning(positive), family.conditioning(negative))
+    guider.set_cfg(cfg)
+    start = family.latent(5) * family.starts_from_latent
+    return guider.sample(family.latent(seed), start, sampler, sigmas, seed=seed, disable_pbar=True)
+
+
+def euler(family: Family, model, steps: int, **options):
+    """A whole run."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    return sample(family, model, comfy.samplers.sampler_object("euler"), sigmas, **options)
+
+
+def predictions(family: Family, model, latents: Callable, cfg: float) -> list[Tensor]:
+    """The guided predictions at each of latents(x), in one run; x is the noisy latent at half of the schedule."""
+
+    def evaluate(denoise, x, sigmas, extra_args=None, **_):
+        sigma = sigmas[0] * x.new_ones(len(x))
+        out.extend(denoise(at, sigma, **extra_args) for at in latents(x))
+        return x
+
+    out = []
+    sample(family, model, comfy.samplers.KSAMPLER(evaluate), torch.tensor([sigma_of(model), 0.0]), cfg=cfg)
+    return out
+
+
+def sigma_of(model) -> float:
+    return float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
+
+
+def alpha_of(model) -> float:
+    """What multiplies the clean latent in the noisy one."""
+    scaling = model.get_model_object("model_sampling").noise_scaling
+    return scaling(torch.tensor([sigma_of(model)]), torch.zeros(1, 1), torch.ones(1, 1)).item()
+
+
+def parts(latent) -> list[Tensor]:
+    """The tensors of a latent that may be nested."""
+    return latent.unbind() if latent.is_nested else [latent]
