@@ -36,7 +36,16 @@ estimators = pytest.mark.parametrize("options", [BACKWARD, DIFFERENCE], ids=["ba
 
 @cache
 def built(family):
-    return FAMILIES[family].build()
+    """A tiny model whose weights autograd accepts, so that Jacobians can be had without REG."""
+    model = FAMILIES[family].build()
+    for module in model.model.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = (
+                weight if weight is None else torch.nn.Parameter(weight.clone(), requires_grad=False)
+            )
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = buffer if buffer is None else buffer.clone()
+    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
