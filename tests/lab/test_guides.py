@@ -70,8 +70,6 @@ def test_rectified_guidance_becomes_plain_guidance_as_sigma_vanishes(name):
 
 @pytest.mark.parametrize("name", guides.RECTIFICATIONS)
 def test_rectifications_commute_with_flips_and_the_order_of_the_batch(name):
-    if name == "elementwise":
-        pytest.skip("covered with its own map below")
     pair = fields.field(0, 0.5, n=8)
     flipped = worlds.Pair(*(_flipped(m) for m in (pair.cond, pair.uncond)))
     x = noisy(pair, 1.0)
