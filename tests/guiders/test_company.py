@@ -301,6 +301,15 @@ def test_on_steps_from_easycache_the_last_measurement_stands(row, caplog):
         assert ((denoised - d) - expected).norm() < 1e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("rule", ["elementwise", "jacobian", "ratio"])
+def test_easycache_remembers_nothing_of_what_is_measured(rule):
+    """A moved latent's answer, kept, would be given on the next step."""
+    row, model = company.CACHES[0], built("SD15")
+    faint = on_model(patched(row, model), Options(rule, "difference", strength=1e-6, step=0.1))
+    alone = run(guider("SD15", patched(row, model)), row, "SD15")
+    assert (run(guider("SD15", faint), row, "SD15") - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
 def test_where_nothing_was_measured_yet_a_step_from_easycache_stays_as_it_is():
     """REG that begins on a step from the cache."""
     row, model = company.CACHES[0], built("SD15")
