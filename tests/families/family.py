@@ -40,7 +40,7 @@ class Family:
     extras: Callable = nothing
     checkpoint: Callable = nothing
     starts_from_latent: bool = False  # without noise: from the latent it is given
-    apart: bool = False  # ComfyUI must not put prompts of two seeds in one batch: their texts differ in length
+    apart: bool = False  # predictions depend on the batch: texts of two seeds differ in length, so that none is shared
 
     @torch.inference_mode()
     def build(self, seed=0, dtype=torch.float32):

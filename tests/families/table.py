@@ -24,9 +24,16 @@ the curvature of D, and random networks are rougher than trained ones.
 """
 
 
-def page(rows: dict[str, Measured]) -> str:
-    left_out = "".join(f"- {config.__name__}: {reason}.\n" for config, reason in LEFT_OUT.items())
-    return HEAD + "".join(row(name, measured) for name, measured in rows.items()) + "\nLeft out:\n\n" + left_out
+def page(rows: dict[str, Measured], known: dict[str, str]) -> str:
+    """The table, with what is known to go wrong: the reason of each family."""
+    left_out = {config.__name__: reason for config, reason in LEFT_OUT.items()}
+    table = "".join(row(name, measured) for name, measured in rows.items() if name not in known)
+    return HEAD + table + listed("Known to fail", known) + listed("Left out", left_out)
+
+
+def listed(title: str, reasons: dict[str, str]) -> str:
+    lines = "".join(f"- {name}: {reason}.\n" for name, reason in reasons.items())
+    return f"\n{title}:\n\n{lines}" if reasons else ""
 
 
 def row(name: str, m: Measured) -> str:

@@ -345,5 +345,6 @@ FAMILIES = {
         VIDEO,
         text=(4, 5120),
         extras=lambda draw: {"condition": draw_from(9)(1, 17, 2, 8, 8)},  # the same video for both prompts
+        apart=True,
     ),
 }
