@@ -73,9 +73,16 @@ class DifferentiableCalls(TorchFunctionMode):
 
     - An inference tensor (weight, buffer, conditioning, cache) becomes an ordinary tensor on the same memory.
     - A fused comfy-kitchen op, which has no autograd formula, becomes the library's own eager function.
+    - A part of the network under `no_grad` is recorded all the same: the gradient would be silently wrong without it.
+
+    A tensor's attributes are read and set as they are, but no alias is ever put into a tensor of the model.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ == "_set_grad_enabled" and torch.is_grad_enabled() and not args[0]:
+            return None
+        if func.__name__ == "__set__" and _is_its_own_alias(*args):
+            return None
         if func.__name__ in ("__get__", "__set__"):
             return func(*args, **(kwargs or {}))
         kwargs = {key: _ordinary(value) for key, value in kwargs.items()} if kwargs else {}
@@ -95,6 +102,12 @@ def _alias(tensor: Tensor) -> Tensor:
     """An ordinary tensor on the memory of an inference tensor; nothing is copied."""
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _is_its_own_alias(tensor, value=None, *rest) -> bool:
+    """Would this put an alias of an inference tensor into itself, as `Module.to` does where nothing is to be moved?"""
+    both = isinstance(tensor, Tensor) and isinstance(value, Tensor)
+    return both and tensor.is_inference() and tensor.data_ptr() == value.data_ptr()
 
 
 def _eager(func):

@@ -118,6 +118,11 @@ class CondsPass:
         *out, moved = self._evaluate(conds, self.x, options)
         return out, probe.product(out[self.position], moved)
 
+    def probe_alone(self, relative_step: float) -> tuple[estimators.Probe, Tensor]:
+        """The probe of `with_probe`, and the guided cond's prediction there in a batch of its own."""
+        probe = estimators.probe(self.x, torch.ones_like(self.x), relative_step)
+        return probe, self.only(probe.x)
+
     def _evaluate(self, conds: Conds, x: Tensor, model_options: dict | None = None) -> list[Tensor]:
         self.passes["forward"] += sum(cond is not None for cond in conds)
         return self.calc(self.model, conds, x, self.sigma, model_options or self.model_options)

@@ -24,10 +24,11 @@ from .neighbours import Chance, cache_of, hooks_of, merges_tokens
 from .options import Options
 from .record import Recorder, method, recorder
 from .schedule import follow
-from .status import LiveLine, tell
+from .status import LiveLine, log, tell
 from .step import RECTIFIERS, Step
 
 KEY = "reg"
+BATCH_TOLERANCE = 0.25  # between a probe in a batch and alone: above the rounding of half precision
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
 
@@ -106,6 +107,7 @@ class Run:
         self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
         self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
         self.backward = options.estimator in ("auto", "backward")
+        self.batches: bool | None = None  # may a probe be in the batch of the conds? Known from the first one on
         self.care: Care | None = None  # of the graph; known from the first one on
         self.age = 0  # guided steps since the last measurement
         self.measuring = False  # are the conds evaluated by us?
@@ -180,10 +182,30 @@ class Run:
         evaluation = self._try_backward(lambda: self._evaluate_ahead(conds))
         if evaluation is not None:
             return conds.with_graph(evaluation)
-        if self.rectifier.looks_for == "ones" and conds.can_batch_a_probe():
-            out, self.ahead.jt_ones = conds.with_probe(self.relative_step)
-            return out
-        return conds.plain()
+        if self.rectifier.looks_for != "ones" or self.batches is False or not conds.can_batch_a_probe():
+            return conds.plain()
+        if self.batches is None:
+            return self._try_batch(conds)
+        out, self.ahead.jt_ones = conds.with_probe(self.relative_step)
+        return out
+
+    def _try_batch(self, conds: CondsPass) -> list[Tensor]:
+        """The predictions and a probe without a common batch, and whether later ones may have one.
+
+        Some models take no batch of three, or let its samples see each other. ComfyUI's own evaluation comes last, so
+        that patches which remember one remember that.
+        """
+        batched = None
+        try:
+            with conds.chance.beside():
+                _, batched = conds.with_probe(self.relative_step)
+        except Exception as error:
+            log.info("REG: this model takes no probe in the batch of the conds (%s)", error)
+        probe, moved = conds.probe_alone(self.relative_step)
+        out = conds.plain()
+        self.ahead.jt_ones = alone = probe.product(out[conds.position], moved)
+        self.batches = batched is not None and bool((batched - alone).norm() <= BATCH_TOLERANCE * alone.norm())
+        return out
 
     def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
         evaluation = self._graph(conds)

@@ -19,11 +19,7 @@ from pack.tests.families.table import page
 
 KNOWN = {  # families that fail, and what it is in them; each is to be mended
     "HiDreamO1": "keeps keys and values of the prompt in the model, in a differentiated pass with their graph",
-    "HunyuanVideo15": "calls Module.to in its forward, which puts ordinary tensors in place of its inference tensors",
-    "HunyuanVideo15_SR_Distilled": "as HunyuanVideo15",
     "MiniMaxH3": "rotates q and k in place, in views of one split; takes batches of one only",
-    "Hunyuan3Dv2_1": "its experts run under no_grad; it swaps the halves of a batch, of which a probe must not be the third",
-    "ACEStep15": "gives the timbre of all samples in a batch to the first",
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # ComfyUI's own
@@ -57,7 +53,6 @@ def test_estimators_agree_with_differences_of_the_prediction(name, rows):
     assert measured.changed == []
 
 
-@pytest.mark.xfail(strict=True, reason="a probe is put in the batch of the pair, whose halves SeedVR2 tells apart")
 def test_difference_where_a_batch_must_be_a_pair():
     family = replace(FAMILIES["SeedVR2"], apart=False)
     model = REGModel.execute(family.build(), estimator="difference").args[0]

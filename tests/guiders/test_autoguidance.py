@@ -128,7 +128,7 @@ def test_ratio_compares_with_the_weak_model(model, weak):
     [
         (Options("elementwise", "backward"), [1, 1]),  # and a reverse pass: three in all
         (Options("jacobian", "backward"), [1, 1]),
-        (Options("elementwise", "difference"), [2, 1]),
+        (Options("elementwise", "difference"), [4, 1]),  # the first step tries the probe in a batch and alone
         (Options("jacobian", "difference"), [2, 1]),
         (Options("ratio"), [2, 2]),
         (Options("ratio", strength=0.0), [1, 1]),

@@ -44,7 +44,7 @@ def recorded(model, options, cfg=4.0):
 
 PASSES = {  # beyond one cond and one uncond a step
     ("elementwise", "backward"): (0, STEPS),
-    ("elementwise", "difference"): (STEPS, 0),
+    ("elementwise", "difference"): (STEPS + 3, 0),  # the first step tries the probe in the batch, and alone
     ("jacobian", "backward"): (0, STEPS),
     ("jacobian", "difference"): (STEPS, 0),
     ("ratio", "difference"): (2 * STEPS, 0),

@@ -108,8 +108,9 @@ def test_passes(model, options, passes):
         return evaluations(model, lambda: tiny.predict(tiny.guider(on_model(model, options)), *[(X, SIGMA)] * points))
 
     batch, refreshed = len(X), Options(options.rectification, options.estimator, every=4, step=options.step)
-    assert run(options, 8) == 8 * passes * batch
-    assert run(refreshed, 8) == (8 * 2 + 2 * (passes - 2)) * batch
+    first = 3 * (options == Options("elementwise", "difference"))  # a probe in the batch is compared with one alone
+    assert run(options, 8) == (8 * passes + first) * batch
+    assert run(refreshed, 8) == (8 * 2 + 2 * (passes - 2) + first) * batch
 
 
 def test_what_is_kept_between_measurements(model):
@@ -199,9 +200,71 @@ def test_every_sampler(model, sampler):
 
 
 class NoGradient(tiny.Network):
+    """Cuts its output off: D would have a gradient all the same, through its own x."""
+
     def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs).detach()
+
+
+class UnderNoGrad(tiny.Network):
+    """As experts of some models are."""
+
+    def forward(self, x, t, context=None, **kwargs):
         with torch.no_grad():
-            return super().forward(*args, **kwargs)
+            h = self.first(x) + self.text(context).mean(1)[..., None, None] + torch.sin(t / 100).view(-1, 1, 1, 1)
+        return self.last(torch.tanh(h))
+
+
+class MovesItself(tiny.Network):
+    """Moves a layer to where it is, as HunyuanVideo 1.5 does in its forward."""
+
+    def forward(self, x, *args, **kwargs):
+        self.text.to(x.device)
+        return super().forward(x, *args, **kwargs)
+
+
+class NoBatchOfThree(tiny.Network):
+    def forward(self, x, *args, **kwargs):
+        if len(x) > 2 * len(X):
+            raise RuntimeError("a batch is a pair")
+        return super().forward(x, *args, **kwargs)
+
+
+class SamplesSeeEachOther(tiny.Network):
+    """What is third in a batch is not what it would be alone."""
+
+    def forward(self, x, *args, **kwargs):
+        out = super().forward(x, *args, **kwargs)
+        return torch.cat([out[: 2 * len(X)], 3 * out[2 * len(X) :]]) if len(x) > 2 * len(X) else out
+
+
+@pytest.mark.parametrize("checkpoint", ["off", "always"])
+@pytest.mark.parametrize("rectification", ["elementwise", "jacobian"])
+def test_a_part_under_no_grad_is_in_the_gradient(model, rectification, checkpoint):
+    options = Options(rectification, "backward", checkpoint=checkpoint)
+    answer, expected = (
+        tiny.predict(tiny.guider(on_model(m, options)), (X, SIGMA))[0] for m in (tiny.as_model(UnderNoGrad()), model)
+    )
+    torch.testing.assert_close(answer, expected)
+
+
+@kinds
+def test_a_model_that_moves_itself_is_as_good_afterwards(model, options):
+    with torch.inference_mode():
+        moving = tiny.as_model(MovesItself())
+    for m in (moving, model):
+        tiny.sample(tiny.guider(on_model(m, options)))
+    assert all(weight.is_inference() for weight in moving.model.parameters())
+    assert torch.equal(tiny.sample(tiny.guider(moving)), tiny.sample(tiny.guider(model)))
+
+
+@pytest.mark.parametrize("network", [NoBatchOfThree, SamplesSeeEachOther])
+def test_a_probe_that_cannot_be_in_the_batch_is_taken_alone(model, network):
+    options = Options("elementwise", "difference")
+    points = [(X, SIGMA), (X * 0.9, SIGMA * 0.9)]
+    answers = tiny.predict(tiny.guider(on_model(tiny.as_model(network()), options)), *points)
+    for answer, expected in zip(answers, tiny.predict(tiny.guider(on_model(model, options)), *points), strict=True):
+        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
 
 
 class OutOfMemory(tiny.Network):
