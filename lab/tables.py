@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +149,12 @@ for phase, world_seeds in {"tuning": (101, 102, 103), "report": (21, 22, 23)}.it
 
 def results(trials: list[Trial], cache: Path, jobs: int) -> pd.DataFrame:
     """One row a trial: what it was and what came out."""
-    start, rows = time.time(), []
-    with ProcessPoolExecutor(jobs) as pool:
-        found = pool.map(partial(cached, cache=cache), trials, chunksize=4)
+    start, rows, compute = time.time(), [], partial(cached, cache=cache)
+    with ExitStack() as stack:
+        found = map(compute, trials)
+        if jobs > 1:  # forked: a fresh process would not know the package by the name lab/__main__.py gives it
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("fork")))
+            found = pool.map(compute, trials, chunksize=4)
         for done, (trial, result) in enumerate(zip(trials, found, strict=True), 1):
             rows.append(asdict(trial) | result)
             if done % 100 == 0 or done == len(trials):
@@ -254,7 +259,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lab", description="Measure guidance rules in worlds whose answer is known.")
     parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, 'steps', 'figures'])}; all if none")
     parser.add_argument("--quick", action="store_true", help="few worlds, seeds and samples")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, more than 1 not on Windows")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where results are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where tables and figures go")
     options = parser.parse_args()
