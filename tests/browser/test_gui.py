@@ -1,0 +1,85 @@
+"""What a user does first, in ComfyUI's real page: the template, the search, wires, a report, help, a mistake."""
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+from pack.devtools.server import Server
+from pack.tests.browser import gui as page
+
+PACK_NAME = "ComfyUI-REG"
+STEPS = 20 if os.environ.get("REG_SCREENSHOTS") else 3
+EMPTY = (760, 700)  # where the demo template, as it opens, has no node
+
+
+@pytest.fixture(scope="module")
+def gui(tmp_path_factory):
+    """ComfyUI in a browser."""
+    if not page.browser_and_driver():
+        pytest.skip(page.MISSING)
+    folder = tmp_path_factory.mktemp("comfyui")
+    settings = folder / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(page.SETTINGS))
+    with Server(folder, PACK_NAME) as client:
+        driver = page.start(tmp_path_factory.mktemp("profile"))
+        try:
+            yield page.Gui(driver, client.url, folder)
+        finally:
+            driver.quit()
+
+
+@pytest.fixture
+def demo(gui):
+    """The demo template, just opened."""
+    gui.open()
+    gui.open_template("demo", PACK_NAME)
+    for sampler in ("Sample with REG", "Sample with CFG"):
+        gui.set(sampler, steps=STEPS)
+    return gui
+
+
+def test_the_template_runs_and_shows_its_pictures(demo):
+    demo.run()
+    with_reg, with_cfg = (demo.until(lambda title=title: demo.pictures(title), title, 120) for title in ("REG", "CFG"))
+    assert len(with_reg) == len(with_cfg) == 4
+    demo.screenshot("demo")
+
+
+def test_a_node_is_found_by_search_and_wired_by_hand(demo):
+    demo.delete("REG Model")
+    demo.add("rectified gradient", "REG Model", EMPTY, (460, 160))
+    demo.wire("REG Demo Model", "MODEL", "REG Model", "model")
+    demo.wire("REG Model", "MODEL", "Sample with REG", "model")
+    demo.run()
+    assert demo.until(lambda: demo.pictures("REG"), "the pictures", 120)
+
+
+def test_the_report_is_shown_on_its_node(demo):
+    demo.add("REG Report", "REG Report", EMPTY, (920, 470))
+    demo.wire("Sample with REG", "LATENT", "REG Report", "latent")
+    demo.run()
+    assert demo.until(lambda: demo.pictures("REG Report"), "the report's picture", 120)
+    demo.screenshot("report")
+
+
+def test_the_help_page_opens(demo):
+    demo.select("REG Model")
+    demo.marked("info-button").click()
+    panel = "//*[@data-testid='properties-panel']"
+    demo.element(f"{panel}//h1[normalize-space()='REG Model']", "the help page")
+    demo.element(f"{panel}//h2[normalize-space()='When to use it']", "its own text, not one made of the schema")
+    demo.screenshot("help")
+
+
+def test_a_mistake_is_shown_on_its_node(demo):
+    demo.set("REG Model", start_percent=0.8, end_percent=0.2)
+    demo.run()
+    assert "REG Model failed" in demo.marked("error-overlay").text
+    demo.marked("error-overlay-see-errors").click()
+    why = "REG: start_percent (0.8) comes after end_percent (0.2): swap them."
+    demo.until(lambda: why in demo.marked("properties-panel").text, "the reason")
+    demo.screenshot("error")
