@@ -6,10 +6,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def shipped() -> list[str]:
+def shipped(root: Path = ROOT) -> list[str]:
     """Paths from the root. The lines are plain names of files and folders; comfy-cli would also take patterns."""
-    lines = (ROOT / ".comfyignore").read_text().split()
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = (root / ".comfyignore").read_text().split()
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
     return [path for path in tracked.stdout.split("\0") if path and not any(names(line, path) for line in lines)]
 
 

@@ -1,0 +1,182 @@
+"""Install the pack in every way users do, with the real programs: comfy-cli, ComfyUI-Manager and a plain copy.
+
+Works on what is committed, in a temporary folder, offline. Each line that is printed was checked.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zipfile
+from functools import partial
+from pathlib import Path
+
+from . import workflow
+from .client import Client
+from .server import PACK, Server
+from .shipped import shipped
+
+PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text())["project"]
+NAME, VERSION = PROJECT["name"], PROJECT["version"]
+COPY = "ComfyUI-REG"  # the folder's name
+MANAGER = ("--enable-manager",)
+PATIENCE = 60  # seconds that the Manager gets for a task
+
+
+class CheckError(Exception):
+    """Something is not as it must be; the message says what."""
+
+
+def check(condition: bool, what: str, found: object = "") -> None:
+    if not condition:
+        raise CheckError(f"NOT SO: {what} {found}")
+    print(f"  {what}", flush=True)
+
+
+def comfy(source: Path, *arguments: str) -> str:
+    """Run comfy-cli in a folder; gives what it prints."""
+    command = [str(Path(sys.executable).parent / "comfy"), "--skip-prompt", "--no-enable-telemetry", *arguments]
+    home = source.parent / "home"  # comfy-cli keeps its settings there
+    environment = os.environ | {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+    print(f"$ comfy {' '.join(arguments)}", flush=True)
+    check(done.returncode == 0, "comfy-cli is content", done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def validate_and_pack(source: Path) -> Path:
+    """What a release does before it uploads; gives the archive."""
+    check("All validation checks passed" in comfy(source, "node", "validate"), "no warning by the registry's checks")
+    comfy(source, "node", "pack")
+    archive = source / "node.zip"
+    packed = set(zipfile.ZipFile(archive).namelist())
+    check(packed == set(shipped(source)), "the archive holds what .comfyignore leaves", packed ^ set(shipped(source)))
+    print(f"  {len(packed)} files, {archive.stat().st_size / 1e6:.1f} MB", flush=True)
+    return archive
+
+
+def unpack(archive: Path, base: Path) -> None:
+    """As the Manager installs a pack of the registry: unpacked under its name, with a list of its files."""
+    pack = base / "custom_nodes" / NAME
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(pack)
+        (pack / ".tracking").write_text("\n".join(files.namelist()))
+
+
+def works(client: Client, title: str) -> None:
+    """The pack of a running server does what it is for."""
+    prompt = workflow.load(PACK / "workflows" / "demo.json", client.object_info())
+    outputs = client.wait(client.queue(prompt))
+    check(any("images" in output for output in outputs.values()), "the demo template draws")
+    templates = client._get("/api/workflow_templates").json()
+    check("demo" in templates.get(title, []), "the template is offered", templates)
+    page = client._get(f"/extensions/{title}/docs/REGModel/en.md").text
+    check(page.startswith("# REG Model"), "the help page is served", page[:80])
+
+
+def nodes(client: Client) -> list[str]:
+    return [name for name in client.object_info() if name.startswith("REG")]
+
+
+def check_copy(source: Path, base: Path) -> None:
+    shutil.copytree(source, base / "custom_nodes" / COPY, ignore=shutil.ignore_patterns(".git", "node.zip"))
+    with Server(base, COPY) as client:
+        works(client, COPY)
+
+
+def check_archive(archive: Path, base: Path) -> None:
+    unpack(archive, base)
+    with Server(base, NAME) as client:
+        works(client, NAME)
+
+
+class Manager:
+    """ComfyUI-Manager's own interface in a running server, as its page uses it."""
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def pack(self) -> dict:
+        """What it knows of the one pack there is."""
+        installed = self.client._get("/v2/customnode/installed").json()
+        return next(iter(installed.values()), {})
+
+    def enable(self, on: bool, name: str, from_registry: bool) -> None:
+        """Queue the task, and wait until it is done."""
+        switched_off = {"node_name": name, "is_unknown": not from_registry}
+        kind, parameters = ("enable", {"cnr_id": name}) if on else ("disable", switched_off)
+        task = {"ui_id": kind, "client_id": "install-check", "kind": kind, "params": parameters}
+        for path, body in (("queue/task", task), ("queue/start", None)):
+            self.client.session.post(f"{self.client.url}/v2/manager/{path}", json=body).raise_for_status()
+        deadline = time.monotonic() + PATIENCE
+        while self.pack()["enabled"] != on and time.monotonic() < deadline:
+            time.sleep(0.2)
+        check(self.pack()["enabled"] == on, f"{kind}d", self.pack())
+
+
+def without_network(base: Path) -> Path:
+    """A ComfyUI folder whose Manager asks nothing of the network."""
+    settings = base / "user" / "__manager" / "config.ini"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nnetwork_mode = offline\n")
+    return base
+
+
+def check_managed_archive(archive: Path, base: Path) -> None:
+    """As installed from the registry. Enabling it again takes the registry's list, which names what is published."""
+    unpack(archive, base)
+    with Server(base, None, MANAGER) as client:
+        manager = Manager(client)
+        expected = {"ver": VERSION, "cnr_id": NAME, "aux_id": None, "enabled": True}
+        check(manager.pack() == expected, f"listed as installed: {expected}", manager.pack())
+        works(client, NAME)
+        manager.enable(False, NAME, from_registry=True)
+    with Server(base, None, MANAGER) as client:
+        check(nodes(client) == [], "no node of it after a restart", nodes(client))
+
+
+def clone(origin: Path, folder: Path) -> None:
+    """As from its public place."""
+    run = partial(subprocess.run, check=True)
+    run(["git", "clone", "--quiet", str(origin), str(folder)])
+    run(["git", "-C", str(folder), "remote", "set-url", "origin", PROJECT["urls"]["Repository"]])
+
+
+def check_managed_clone(source: Path, base: Path) -> None:
+    clone(source, base / "custom_nodes" / COPY)
+    with Server(base, None, MANAGER) as client:
+        manager = Manager(client)
+        check(manager.pack().get("enabled") is True, f"listed as installed: {manager.pack()}")
+        manager.enable(False, COPY, from_registry=False)
+    with Server(base, None, MANAGER) as client:
+        check(nodes(client) == [], "no node of it after a restart", nodes(client))
+        Manager(client).enable(True, COPY, from_registry=False)
+    with Server(base, None, MANAGER) as client:
+        works(client, COPY)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source = folder / "source"
+        clone(PACK, source)
+        try:
+            archive = validate_and_pack(source)
+            print("A copy of the checkout in custom_nodes", flush=True)
+            check_copy(source, folder / "copy")
+            print("The archive, unpacked in custom_nodes", flush=True)
+            check_archive(archive, folder / "archive")
+            print("ComfyUI-Manager, the archive", flush=True)
+            check_managed_archive(archive, without_network(folder / "managed archive"))
+            print("ComfyUI-Manager, a clone", flush=True)
+            check_managed_clone(source, without_network(folder / "managed clone"))
+        except CheckError as error:
+            sys.exit(str(error))
+    print("All is well.")
+
+
+if __name__ == "__main__":
+    main()
