@@ -105,15 +105,15 @@ class Manager:
         return next(iter(installed.values()), {})
 
     def enable(self, on: bool, name: str, from_registry: bool) -> None:
-        """Queue the task, and wait until it is done."""
+        """Queue the task until it is done: just after the start, the Manager does not yet know of what is disabled."""
         switched_off = {"node_name": name, "is_unknown": not from_registry}
         kind, parameters = ("enable", {"cnr_id": name}) if on else ("disable", switched_off)
         task = {"ui_id": kind, "client_id": "install-check", "kind": kind, "params": parameters}
-        for path, body in (("queue/task", task), ("queue/start", None)):
-            self.client.session.post(f"{self.client.url}/v2/manager/{path}", json=body).raise_for_status()
         deadline = time.monotonic() + PATIENCE
         while self.pack()["enabled"] != on and time.monotonic() < deadline:
-            time.sleep(0.2)
+            for path, body in (("queue/task", task), ("queue/start", None)):
+                self.client.session.post(f"{self.client.url}/v2/manager/{path}", json=body).raise_for_status()
+            time.sleep(2)
         check(self.pack()["enabled"] == on, f"{kind}d", self.pack())
 
 
