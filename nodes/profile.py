@@ -35,7 +35,7 @@ class REGCalibrate(io.ComfyNode):
             node_id="REGCalibrate",
             display_name="REG Calibrate",
             category=CATEGORY,
-            search_aliases=["reg profile", "rectified gradient guidance"],
+            search_aliases=["reg profile"],
             description="Measures a profile of a model: what REG would measure at every step, so that later runs need "
             "no extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
             inputs=[

@@ -16,7 +16,7 @@ class REGToy(io.ComfyNode):
             node_id="REGToy",
             display_name="REG Toy",
             category=CATEGORY,
-            search_aliases=["rectified gradient guidance", "guidance explained"],
+            search_aliases=["guidance explained"],
             description="Shows what guidance should do, what CFG does instead, and what REG makes of it, in a world of one "
             "or two dimensions where the right answer is known exactly. Takes a few seconds and no model.",
             inputs=[
