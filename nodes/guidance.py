@@ -19,7 +19,7 @@ class REGModel(io.ComfyNode):
             node_id="REGModel",
             display_name="REG Model",
             category="advanced/guidance",
-            search_aliases=["rectified gradient", *ALIASES],
+            search_aliases=["rectified gradient", *ALIASES],  # found first
             description="Rectifies the guidance (CFG) of a model, for KSampler and every guider. It is applied after all "
             "other guidance patches, wherever the node stands in the graph. (arXiv 2501.18865)",
             inputs=[
@@ -43,7 +43,7 @@ class REGGuider(io.ComfyNode):
             node_id="REGGuider",
             display_name="REG Guider",
             category="model/sampling/guiders",
-            search_aliases=["rectified gradient", *ALIASES],  # found first
+            search_aliases=ALIASES,
             description="Classifier-free guidance, rectified, for SamplerCustomAdvanced. (arXiv 2501.18865)",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample."),
