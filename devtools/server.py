@@ -57,12 +57,10 @@ class Server:
             raise ServerError(self._explain("stopped by itself")) from error
 
     def _link_pack(self) -> None:
-        if self.pack_name is None:
-            return
-        link = self.folder / "custom_nodes" / self.pack_name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(PACK, target_is_directory=True)
+        packs = self.folder / "custom_nodes"
+        packs.mkdir(parents=True, exist_ok=True)
+        if self.pack_name and not (packs / self.pack_name).exists():
+            (packs / self.pack_name).symlink_to(PACK, target_is_directory=True)
 
     def _start(self) -> subprocess.Popen:
         command = [sys.executable, str(Path(os.environ["COMFYUI_PATH"], "main.py"))]
