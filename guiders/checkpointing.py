@@ -4,7 +4,7 @@ That also keeps streamed and dequantised weights out of the graph: they are made
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import comfy.model_management
 import torch
@@ -72,10 +72,15 @@ def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
             )
             return out
 
-        out = _Node.apply(evaluate, context, *(leaves[place] for place in places))
+        out = again(lambda *tensors: evaluate(tensors), *(leaves[place] for place in places), context=context)
         return tree_unflatten(list(out), out_spec)
 
     return block
+
+
+def again(evaluate: Callable, *tensors: Tensor, context: Context = nullcontext) -> tuple[Tensor, ...]:
+    """evaluate(*tensors), a list, as one node of the graph: evaluated again, within `context`, in the reverse pass."""
+    return _Node.apply(evaluate, context, *tensors)
 
 
 class _Node(torch.autograd.Function):
@@ -87,14 +92,14 @@ class _Node(torch.autograd.Function):
         ctx.save_for_backward(
             *(t.view_as(t) for t in tensors)
         )  # views made here are ordinary tensors, which autograd saves
-        return tuple(evaluate(tensors))
+        return tuple(evaluate(*tensors))
 
     @staticmethod
     def backward(ctx, *gradients):
         needed = ctx.needs_input_grad[2:]
         leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
         with torch.enable_grad(), ctx.context(), ctx.chance.beside():
-            out = ctx.evaluate(leaves)
+            out = ctx.evaluate(*leaves)
         pairs = [(o, g) for o, g in zip(out, gradients, strict=True) if g is not None and o.requires_grad]
         outputs, arrived = zip(*pairs, strict=True)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]

@@ -5,25 +5,30 @@ it is answered by looking at each torch call on its way (a `TorchFunctionMode`),
 is patched and nothing has to be restored.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..reg.estimators import Evaluation, evaluate
+from .attention import flash_attention
 from .checkpointing import checkpointed
+from .weights import made_again
 
 try:
     from comfy_kitchen.backends import eager as kitchen
 except ImportError:  # a ComfyUI without comfy-kitchen has nothing to replace
     kitchen = None
 
-ATTENTION_SLOT = "optimized_attention_override"
+MODULE_SLOTS = frozenset(torch.nn.Module().__dict__)  # what every module has, whose tensors keep no graph
+SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split")
 
 
 @dataclass
@@ -41,6 +46,8 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
         RuntimeError: the network's output keeps no gradient. (D would have one all the same, through its own x.)
     """
     with ExitStack() as stack:
+        stack.enter_context(_eager_networks())
+        stack.enter_context(_caches_without_graph(network))
         if care.checkpoints:
             stack.enter_context(checkpointed(network, lambda: _recording(network, care)))
         stack.enter_context(_must_keep_gradient(network))
@@ -51,7 +58,7 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
 @contextmanager
 def _recording(network: torch.nn.Module, care: Care):
     """Where autograd can record the network."""
-    with _copied_activations(network) if care.copies else nullcontext(), DifferentiableCalls():
+    with _copied_activations(network) if care.copies else nullcontext(), made_again(network), DifferentiableCalls():
         yield
 
 
@@ -68,11 +75,49 @@ def _must_keep_gradient(network: torch.nn.Module):
         handle.remove()
 
 
+def _eager_networks():
+    """Context in which compiled networks run uncompiled: a graph of theirs would be compiled anew, and again later."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _caches_without_graph(network: torch.nn.Module):
+    """What the network keeps for later evaluations (keys and values of the prompt) is kept without this one's graph."""
+    try:
+        yield
+    finally:
+        for module in network.modules():
+            for name, value in module.__dict__.items():
+                if name not in MODULE_SLOTS and _keeps_graph(value):
+                    module.__dict__[name] = _without_graph(value)
+
+
+def _keeps_graph(value) -> bool:
+    if isinstance(value, Tensor):
+        return value.grad_fn is not None
+    if isinstance(value, dict):
+        return any(_keeps_graph(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_keeps_graph(item) for item in value)
+
+
+def _without_graph(value):
+    """The same nested value with every tensor detached."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: _without_graph(item) for key, item in value.items()}
+    return type(value)(_without_graph(item) for item in value) if type(value) in (list, tuple) else value
+
+
 class DifferentiableCalls(TorchFunctionMode):
     """Replaces, call by call, what autograd cannot record.
 
     - An inference tensor (weight, buffer, conditioning, cache) becomes an ordinary tensor on the same memory.
-    - A fused comfy-kitchen op, which has no autograd formula, becomes the library's own eager function.
+    - A fused comfy-kitchen op, which has no autograd formula, becomes the library's own eager function. One that
+      writes into its input leaves to autograd what was there.
+    - Parts of a split, which autograd does not let anyone write into, become slices, into which it does.
     - A part of the network under `no_grad` is recorded all the same: the gradient would be silently wrong without it.
 
     A tensor's attributes are read and set as they are, but no alias is ever put into a tensor of the model.
@@ -86,7 +131,7 @@ class DifferentiableCalls(TorchFunctionMode):
         if func.__name__ in ("__get__", "__set__"):
             return func(*args, **(kwargs or {}))
         kwargs = {key: _ordinary(value) for key, value in kwargs.items()} if kwargs else {}
-        return _eager(func)(*[_ordinary(value) for value in args], **kwargs)
+        return _differentiable(func)(*[_ordinary(value) for value in args], **kwargs)
 
 
 def _ordinary(value):
@@ -110,30 +155,45 @@ def _is_its_own_alias(tensor, value=None, *rest) -> bool:
     return both and tensor.is_inference() and tensor.data_ptr() == value.data_ptr()
 
 
-def _eager(func):
-    """comfy-kitchen's eager function in place of its custom op; any other function as it is."""
+def _differentiable(func):
+    """What stands for a function where autograd records; most stand for themselves."""
+    if func.__name__ in SPLITS:
+        return _slices_of(func)
+    if str(func).startswith("comfy.flash_attn"):
+        return partial(flash_attention, func)
     if kitchen is None or not str(func).startswith("comfy_kitchen"):
         return func
-    return getattr(kitchen, func.__name__.split(".")[0], func)
+    name = func.__name__.split(".")[0]
+    if name.endswith("_") and hasattr(kitchen, name[:-1]):
+        return partial(_written, getattr(kitchen, name[:-1]))
+    return getattr(kitchen, name, func)
+
+
+def _written(op: Callable, *args, **kwargs) -> tuple[Tensor, ...] | Tensor:
+    """What the variant of an op that writes into its first inputs does, from the one that does not."""
+    found = op(
+        *[value.clone() if isinstance(value, Tensor) and value.requires_grad else value for value in args], **kwargs
+    )
+    if isinstance(found, Tensor):
+        return args[0].copy_(found)
+    return tuple(place.copy_(value) for place, value in zip(args, found, strict=False))
+
+
+def _slices_of(split: Callable) -> Callable:
+    """A split whose parts are slices."""
+
+    def parts(x: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
+        found = split(x, *args, **kwargs)
+        if not x.requires_grad or not found:
+            return found
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        ends = [0, *accumulate(part.shape[dim] for part in found)]
+        return tuple(x.narrow(dim, start, end - start) for start, end in pairwise(ends))
+
+    return parts
 
 
 def _copied_activations(network: torch.nn.Module) -> saved_tensors_hooks:
     """Autograd saves copies of activations, which later writes cannot reach, and the weights themselves."""
     own = {w.untyped_storage().data_ptr() for w in network.parameters()}
     return saved_tensors_hooks(lambda t: t if t.untyped_storage().data_ptr() in own else t.clone(), lambda t: t)
-
-
-def with_differentiable_attention(model_options: dict) -> dict:
-    """A copy of model_options whose attention runs on PyTorch's kernel, which has a gradient.
-
-    flash-attn and SageAttention have forward kernels only. An override that another pack put there stays in charge and
-    is handed PyTorch's kernel as the one to call.
-    """
-    transformer_options = dict(model_options.get("transformer_options", {}))
-    theirs = transformer_options.get(ATTENTION_SLOT)
-
-    def attention(func, *args, **kwargs):
-        return theirs(attention_pytorch, *args, **kwargs) if theirs else attention_pytorch(*args, **kwargs)
-
-    transformer_options[ATTENTION_SLOT] = attention
-    return {**model_options, "transformer_options": transformer_options}

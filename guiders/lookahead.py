@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..reg import estimators
 from ..reg.estimators import Evaluation
-from .gradients import Care, evaluate_with_graph, with_differentiable_attention
-from .neighbours import Chance, couples_conds, without_cache
+from . import attention
+from .gradients import Care, evaluate_with_graph
+from .neighbours import Chance, couples_conds, without_cache, without_work_units
 
 Conds = list[list[dict] | None]
 
@@ -77,7 +78,7 @@ class CondsPass:
 
     def graph(self, care: Care) -> Evaluation:
         """The guided cond's prediction, with its graph."""
-        options = with_differentiable_attention(self.model_options)
+        options = without_work_units(attention.differentiable(self.model_options))
 
         def denoise(x: Tensor) -> Tensor:
             self.beside = self._guided(x, options)
@@ -133,7 +134,10 @@ class CondsPass:
         def move(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
             chunks = transformer_options["cond_or_uncond"]
             x = torch.cat(
-                [part + h if i == index else part for i, part in zip(chunks, x.chunk(len(chunks)), strict=True)]
+                [
+                    part + h.to(part.device) if i == index else part
+                    for i, part in zip(chunks, x.chunk(len(chunks)), strict=True)
+                ]
             )
             seen = [self.position if i == index else i for i in chunks]
             options = {**transformer_options, "cond_or_uncond": seen}

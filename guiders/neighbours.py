@@ -62,6 +62,11 @@ def without_cache(model_options: dict) -> dict:
     return options
 
 
+def without_work_units(model_options: dict) -> dict:
+    """The same model options on one device and in this thread: what other threads evaluate keeps no graph."""
+    return {key: value for key, value in model_options.items() if key != "multigpu_clones"}
+
+
 def couples_conds(model_options: dict) -> bool:
     """Does a patch mix what is evaluated in one batch, so that D_c depends on which conds it is evaluated with?"""
     return _has_attention_patch(model_options, NAG)

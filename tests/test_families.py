@@ -17,10 +17,7 @@ from pack.tests.families.measure import measure
 from pack.tests.families.sampling import euler, parts
 from pack.tests.families.table import page
 
-KNOWN = {  # families that fail, and what it is in them; each is to be mended
-    "HiDreamO1": "keeps keys and values of the prompt in the model, in a differentiated pass with their graph",
-    "MiniMaxH3": "rotates q and k in place, in views of one split; takes batches of one only",
-}
+KNOWN: dict[str, str] = {}  # families that fail, and what it is in them; each is to be mended
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # ComfyUI's own
 
