@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.samplers
 import torch
@@ -25,7 +25,7 @@ class Ahead:
     x: Tensor
     sigma: Tensor
     chance: Chance  # as it was before
-    predictions: list[tuple[list[dict] | None, Tensor]] = field(default_factory=list)  # by cond, before any patch
+    predictions: list[tuple] = field(default_factory=list)  # (cond, prediction, model) before any patch
     cond: list[dict] | None = None  # the one looked at
     jt_ones: Tensor | None = None  # its Jᵀ1, or J1 from a probe
     evaluation: Evaluation | None = None  # its D_c with its graph
@@ -36,7 +36,11 @@ class Ahead:
 
     def prediction(self, cond: list[dict], otherwise: Tensor) -> Tensor:
         """What the model predicted for a cond, if that was seen: a patch may have changed what came of it."""
-        return next((d for known, d in self.predictions if known is cond), otherwise)
+        return next((d for known, d, _ in self.predictions if known is cond), otherwise)
+
+    def model_of(self, cond: list[dict], otherwise: object) -> object:
+        """Which model predicted for a cond: a guider may have two."""
+        return next((model for known, _, model in self.predictions if known is cond), otherwise)
 
 
 @dataclass
@@ -52,14 +56,28 @@ class CondsPass:
     position: int  # of the guided cond
     chance: Chance  # as it was when the step's conds were first evaluated
     passes: Counter = field(default_factory=Counter)  # every evaluation of a cond is counted as "forward"
+    other: int = -1  # position of the cond that guidance moves away from
+    other_model: object = None  # which evaluates that one
 
     @classmethod
-    def of_guided_step(cls, args: dict, position: int, chance: Chance) -> "CondsPass":
-        """What a post-CFG hook was called for, to be evaluated again: the guided cond where it stood, the other at the
-        end."""
-        conds = [None] * position + [args["cond"], args["uncond"]]
+    def of_guided_step(cls, args: dict, uncond: list[dict], stood: Conds, ahead: Ahead) -> "CondsPass":
+        """What a post-CFG hook was called for, to be evaluated again, each cond where it `stood` if both did."""
+        conds = [args["cond"], uncond]
+        if all(_index(cond, stood) is not None for cond in conds):
+            conds = [cond if _index(cond, conds) is not None else None for cond in stood]
         calc, options = comfy.samplers.calc_cond_batch, without_cache(args["model_options"])
-        return cls(calc, args["model"], conds, args["input"], args["sigma"], options, position, chance)
+        return cls(
+            calc,
+            args["model"],
+            conds,
+            args["input"],
+            args["sigma"],
+            options,
+            _index(args["cond"], conds),
+            ahead.chance,
+            other=_index(uncond, conds),
+            other_model=ahead.model_of(uncond, args["model"]),
+        )
 
     def plain(self) -> list[Tensor]:
         """The predictions as ComfyUI makes them."""
@@ -71,10 +89,14 @@ class CondsPass:
             return self._guided(x, self.model_options)[self.position]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The predictions of the guided cond and of the last one at another latent, in one batch if memory allows."""
+        """The predictions of the guided cond and of the other one at another latent, in one batch if memory allows and
+        one model makes both."""
+        if self.other_model is not self.model:
+            alone = replace(self, model=self.other_model, conds=[self.conds[self.other]], position=0)
+            return self.only(x), alone.only(x)
         with self.chance.beside():
             out = self._evaluate(self.conds, x)
-        return out[self.position], out[-1]
+        return out[self.position], out[self.other]
 
     def graph(self, care: Care) -> Evaluation:
         """The guided cond's prediction, with its graph."""
@@ -145,4 +167,21 @@ class CondsPass:
 
         options = copy_nested_dicts(self.model_options)
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, "reg", move, options, is_model_options=True)
+        wrappers = options["transformer_options"]["wrappers"]
+        theirs = wrappers[WrappersMP.APPLY_MODEL]
+        wrappers[WrappersMP.APPLY_MODEL] = {"reg": theirs.pop("reg"), **theirs}  # ours first: theirs see the guided one
         return options
+
+
+def moved_away_from(args: dict) -> tuple[list[dict] | None, Tensor]:
+    """The cond that guidance moves away from, and its prediction, of what a post-CFG hook is called with.
+
+    Perp-Neg moves away from an empty prompt, and straightens its negative against it.
+    """
+    name = "uncond" if args.get("empty_cond") is None else "empty_cond"
+    return args[name], args[f"{name}_denoised"]
+
+
+def _index(cond: list[dict] | None, conds: Conds) -> int | None:
+    """Where a cond stands; conds are told apart by identity, for those of two prompts may be equal."""
+    return next((i for i, one in enumerate(conds) if one is cond), None)

@@ -19,7 +19,7 @@ from ..reg import estimators, rectification
 from ..reg.profile import Profile
 from .checkpointing import graph_fits
 from .gradients import Care
-from .lookahead import Ahead, CondsPass
+from .lookahead import Ahead, CondsPass, moved_away_from
 from .neighbours import Chance, cache_of, hooks_of, merges_tokens
 from .options import Options
 from .record import Recorder, method, recorder
@@ -150,7 +150,7 @@ class Run:
             self.conds = conds
         here = CondsPass(executor, model, conds, x, sigma, model_options, self._position(), self.ahead.chance, passes)
         out = self._predictions(here) if guided else here.plain()
-        self.ahead.predictions += zip(conds, out, strict=True)
+        self.ahead.predictions += [(cond, d, model) for cond, d in zip(conds, out, strict=True)]
         return out
 
     def _predictions(self, conds: CondsPass) -> list[Tensor]:
@@ -230,7 +230,7 @@ class Run:
     def _on_guided(self, args: dict) -> Tensor:
         """Post-CFG hook, last of all: the guided prediction with its guidance term rectified."""
         ahead, self.ahead = self.ahead, None
-        if args["uncond"] is None or not self._is_active(args["sigma"]):
+        if moved_away_from(args)[0] is None or not self._is_active(args["sigma"]):
             return args["denoised"]
         if ahead is None or not ahead.is_of(args["input"], args["sigma"]):
             ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
@@ -270,11 +270,11 @@ class Run:
         return "backward" if self.backward and self.rectifier.looks_for != "nothing" else "difference"
 
     def _step(self, args: dict, ahead: Ahead) -> Step:
-        conds = CondsPass.of_guided_step(args, self._position(), ahead.chance)
+        uncond, d_uncond = moved_away_from(args)
+        conds = CondsPass.of_guided_step(args, uncond, self.conds, ahead)
         d_cond = ahead.prediction(args["cond"], args["cond_denoised"])
-        d_uncond = args["uncond_denoised"]
         if not hasattr(self.guider, "denoise_both"):
-            d_uncond = ahead.prediction(args["uncond"], d_uncond)
+            d_uncond = ahead.prediction(uncond, d_uncond)
         product = partial(self._product, conds, d_cond, ahead)
         return Step(
             x=args["input"],

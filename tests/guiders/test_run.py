@@ -7,9 +7,6 @@ import pytest
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
-from comfy.samplers import KSAMPLER_NAMES
-from comfy_extras import nodes_custom_sampler
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 from pack.guiders.options import Options
 from pack.guiders.ways_in import RectifiedSampler, on_model
@@ -151,52 +148,6 @@ def test_a_batch_is_as_good_as_its_samples_alone(model):
         together = tiny.predict(rectified, (X, SIGMA))[0]
         alone = torch.cat([tiny.predict(rectified, (x[None], SIGMA))[0] for x in X])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@kinds
-def test_dual_cfg(model, options, nested):
-    """regular rectifies the middle cond against the negative; nested the positive against the middle."""
-    dual = Guider_DualCFG(on_model(model, options))
-    dual.set_conds(tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE)
-    dual.set_cfg(3.0, 2.0, nested)
-
-    def of(cond, uncond, cfg):
-        guided = tiny.guider(on_model(model, options), cfg)
-        guided.set_conds(cond, uncond)
-        return tiny.predict(guided, (X, SIGMA))[0]
-
-    positive, middle, negative = (of(c, c, 1.0) for c in (tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE))
-    if nested:
-        expected = negative + 2.0 * (of(tiny.POSITIVE, tiny.MIDDLE, 3.0) - negative)
-    else:
-        expected = of(tiny.MIDDLE, tiny.NEGATIVE, 2.0) + (positive - middle) * 3.0
-    for answer in tiny.predict(dual, (X, SIGMA), (X, SIGMA)):  # the second time it knows where to look
-        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "Guider_DualModel"), reason="this ComfyUI does not have it yet")
-def test_dual_model_guider(model):
-    """The cond is evaluated alone there, so its graph comes from one more pass."""
-    dual = nodes_custom_sampler.Guider_DualModel(on_model(model, Options("elementwise", "backward")), model)
-    dual.set_conds(tiny.POSITIVE, tiny.NEGATIVE)
-    dual.set_cfg(4.0)
-    expected = tiny.predict(tiny.guider(on_model(model, Options("elementwise", "backward"))), (X, SIGMA))[0]
-    torch.testing.assert_close(tiny.predict(dual, (X, SIGMA))[0], expected)
-
-
-@pytest.mark.parametrize("sampler", KSAMPLER_NAMES)
-def test_every_sampler(model, sampler):
-    """Finite, different from plain CFG, and the same noise: strength 0 is plain CFG's very run."""
-    torch.manual_seed(0)
-    plain = tiny.sample(tiny.guider(model), sampler=sampler)
-    torch.manual_seed(0)
-    rectified = tiny.sample(tiny.guider(on_model(model, Options("jacobian", "difference"))), sampler=sampler)
-    torch.manual_seed(0)
-    nearly = tiny.sample(tiny.guider(on_model(model, Options("jacobian", "difference", 1e-5))), sampler=sampler)
-    assert rectified.isfinite().all()
-    assert (rectified - plain).abs().max() > 1e-4
-    torch.testing.assert_close(nearly, plain, rtol=1e-2, atol=1e-2)
 
 
 class NoGradient(tiny.Network):

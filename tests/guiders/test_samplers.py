@@ -1,0 +1,127 @@
+"""Every sampler of ComfyUI's list: what it makes of REG is what it makes of the formula, written out by hand.
+
+The reference is a guider that holds the rectified prediction and the true unconditional one. It draws no random numbers
+and hides none, so that each evaluation of a step, the noise of SDE samplers and what CFG++ samplers see are compared.
+"""
+
+from functools import partial
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import comfy.samplers
+import torch
+from comfy.samplers import SAMPLER_NAMES
+
+from pack.guiders.options import Options
+from pack.guiders.ways_in import RectifiedSampler, on_model
+from pack.tests.guiders import by_hand, tiny
+
+CFG, STEPS = 3.0, 4
+BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("jacobian", "difference", step=by_hand.STEP)
+CFG_PP = [name for name in SAMPLER_NAMES if name.endswith("cfg_pp")]
+TWICE = ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "exp_heun_2_x0", "seeds_2", "dpmpp_2s_ancestral_cfg_pp"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # ComfyUI's own
+samplers = pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+
+
+class ByHand(comfy.samplers.CFGGuider):
+    """D_c + R(g) by the formula."""
+
+    def __init__(self, model, options):
+        super().__init__(model)
+        self.options = options
+        self.evaluations = 0
+        self.set_conds(tiny.POSITIVE, tiny.NEGATIVE)
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (ComfyUI's signature)
+        self.evaluations += 1
+        with torch.inference_mode(False):
+            x, sigma = x.clone(), timestep.clone()
+            conditional, unconditional = (
+                partial(by_hand.prediction(self.model_patcher, text), sigma=sigma)
+                for text in (tiny.POSITIVE, tiny.NEGATIVE)
+            )
+            d_uncond = unconditional(x).detach()
+            denoised = by_hand.step(
+                self.options, conditional, unconditional, lambda c, u: u + CFG * (c - u), x, self.alpha(sigma)
+            )
+        for hook in model_options.get("sampler_post_cfg_function", []):
+            denoised = hook({"denoised": denoised, "uncond_denoised": d_uncond, "input": x, "sigma": timestep})
+        return denoised
+
+    def alpha(self, sigma):
+        return (1 - sigma).view(-1, 1, 1, 1) if self.flow else 1.0
+
+    @property
+    def flow(self):
+        return self.inner_model.model_type.name == "FLOW"
+
+
+@pytest.fixture
+def model():
+    return tiny.as_model(tiny.Network())
+
+
+def sampled(guider, sampler, **options):
+    """A run, and the state of chance after it."""
+    torch.manual_seed(0)
+    return tiny.sample(guider, steps=STEPS, sampler=sampler, **options), torch.get_rng_state()
+
+
+def check(model, sampler, options):
+    plain, drawn = sampled(tiny.guider(model, CFG), sampler)
+    answer, drawn_too = sampled(tiny.guider(on_model(model, options), CFG), sampler)
+    expected, _ = sampled(ByHand(model, options), sampler)
+    assert torch.equal(drawn, drawn_too)
+    by_hand.assert_same(answer, expected, expected - plain)
+
+
+@samplers
+def test_samples_as_with_the_formula(model, sampler):
+    check(model, sampler, BACKWARD)
+
+
+@pytest.mark.parametrize("sampler", [*CFG_PP, *TWICE])
+def test_samples_as_with_the_formula_by_differences(model, sampler):
+    check(model, sampler, DIFFERENCE)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "euler_cfg_pp", "heun", "dpmpp_2m_sde", "lcm"])
+def test_flow_models_too(sampler):
+    check(tiny.as_model(tiny.Network(), "FLOW"), sampler, BACKWARD)
+
+
+@samplers
+def test_strength_0_is_the_plain_run_bit_for_bit(model, sampler):
+    plain, drawn = sampled(tiny.guider(model, CFG), sampler)
+    nothing = Options("elementwise", "backward", strength=0.0)
+    for guider, wrap in (
+        (tiny.guider(on_model(model, nothing), CFG), lambda s: s),
+        (tiny.guider(model, CFG), lambda s: RectifiedSampler(s, nothing)),
+    ):
+        answer, drawn_too = sampled(guider, sampler, wrap=wrap)
+        assert torch.equal(answer, plain)
+        assert torch.equal(drawn, drawn_too)
+
+
+@pytest.mark.parametrize("sampler", TWICE)
+def test_both_evaluations_of_a_step_are_rectified(model, sampler):
+    """One conditional evaluation more for each, and none left out."""
+    hand = ByHand(model, DIFFERENCE)
+    sampled(hand, sampler)
+    assert hand.evaluations > STEPS
+    network = model.model.diffusion_model
+    before = network.evaluated
+    sampled(tiny.guider(on_model(model, DIFFERENCE), CFG), sampler)
+    assert network.evaluated - before == 3 * hand.evaluations * len(tiny.latent())
+
+
+@pytest.mark.parametrize("sampler", CFG_PP)
+def test_cfg_pp_at_cfg_1_is_left_as_it_is(model, sampler):
+    """There the unconditional pass is made for the sampler alone: no guidance, nothing to rectify."""
+    plain, _ = sampled(tiny.guider(model, 1.0), sampler)
+    answer, _ = sampled(tiny.guider(on_model(model, BACKWARD), 1.0), sampler)
+    torch.testing.assert_close(answer, plain, rtol=1e-5, atol=1e-5)
