@@ -108,9 +108,21 @@ class _Node(torch.autograd.Function):
 
 
 def graph_fits(model, x: Tensor) -> bool:
-    """Does the graph of one evaluation at x fit into free memory?
+    """Does the graph of one evaluation at x fit into free memory, if models that are not in use make room for it?
 
     ComfyUI's own estimate is that of an evaluation without a graph, whose peak is a few blocks'; a graph keeps them all.
     """
     kept = max(2.0, len(list(blocks(model.diffusion_model))) / 4)
-    return model.memory_required([*x.shape]) * kept < comfy.model_management.get_free_memory(x.device)
+    needed = model.memory_required([*x.shape]) * kept
+    if needed >= comfy.model_management.get_free_memory(x.device):
+        _make_room(model, needed, x.device)
+    return needed < comfy.model_management.get_free_memory(x.device)
+
+
+def _make_room(model, needed: float, device: torch.device) -> None:
+    """Let ComfyUI unload what this run does not use."""
+    if comfy.model_management.is_device_cpu(device):
+        return
+    loaded = comfy.model_management.current_loaded_models
+    in_use = [one for one in loaded if one.currently_used or getattr(one.model, "model", None) is model]
+    comfy.model_management.free_memory(needed, device, keep_loaded=in_use)

@@ -31,6 +31,7 @@ class Options:
     skip_below: float = 0.0  # with a profile: leave out the unconditional pass where guidance does less than this
     profile: Profile | None = None
     schedule: GuidanceSchedule | None = None  # of the guidance itself, rectified or not
+    verify: bool = False  # compare the first gradient with differences of the predictions
 
     def __post_init__(self):
         _require(self.rectification in RECTIFICATIONS, f"rectification must be one of {', '.join(RECTIFICATIONS)}")

@@ -21,12 +21,17 @@ from torch import Tensor
 from ..reg import per_sample, rectification
 from .options import Options
 from .prompt import report_follows
+from .status import tell
 from .step import Step
 
 STEPS_KEPT = 1000  # of one run; of longer ones every second, fourth, … step
 MAPS_KEPT = 6
 MAP_SIZE = 64  # pixels
 RECORDS_KEPT = 32  # at most 130 kB each
+NOTHING_DONE = (
+    "did nothing in this run: at cfg 1, or with one prompt only, there is no guidance to rectify "
+    "(models distilled to run so, such as Flux dev and Turbo, have none)"
+)
 KEPT_NAMES = {"elementwise": "f", "jacobian": "gain", "ratio": "ρ"}  # what stands for a measurement
 
 
@@ -120,6 +125,7 @@ class Recorder:
         self.guider = guider
         self.on = on
         self.passes: Counter = Counter()  # cond and uncond of plain guidance, reverse, and forward: all evaluations
+        self.guided = self.unguided = 0  # evaluations that were rectified, and that had no guidance to rectify
         self.estimator = options.estimator
         self.fallback = ""
         self.started = time.monotonic()
@@ -133,6 +139,7 @@ class Recorder:
 
     def step(self, step: Step, rectified: Tensor, kept: Tensor) -> None:
         """Take down a guided step: its rectified guidance [batch, ...] and what was kept of it."""
+        self.guided += 1
         if self.on:
             kept = torch.where(kept.isfinite(), kept, 1.0)  # where it is not, the guidance is left as it was
             self.steps.add(lambda: (_measures(step, rectified, kept), time.monotonic()))
@@ -152,6 +159,8 @@ class Recorder:
 
     def finish(self, samples: Tensor) -> None:
         """File the record under the latents the run ended with: what the sampler returned, and its last prediction."""
+        if self.unguided and not self.guided:
+            tell(NOTHING_DONE)
         if not self.on:
             return
         record = self._record()

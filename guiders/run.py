@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..reg import estimators, rectification
 from ..reg.profile import Profile
+from . import attention
 from .checkpointing import graph_fits
 from .gradients import Care
 from .lookahead import Ahead, CondsPass, moved_away_from
@@ -29,6 +30,8 @@ from .step import RECTIFIERS, Step
 
 KEY = "reg"
 BATCH_TOLERANCE = 0.25  # between a probe in a batch and alone: above the rounding of half precision
+TRUSTED = 0.1  # how far a gradient may be from differences of the predictions: above their own error
+NO_DENOISER = "REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it."
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
 
@@ -38,7 +41,7 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     Gives the run's recorder, to be told how the run ends.
 
     Raises:
-        ValueError: the latent does not fit the model.
+        ValueError: the model has no denoiser to look at, or the latent does not fit it.
     """
     if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model_options, is_model_options=True):
         tell("is on this run twice; the one on the model is used")
@@ -47,6 +50,7 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
         follow(options.schedule, guider, model_options)
     if options.strength == 0:
         return Recorder(options, guider, on=False)
+    _check_model(guider.inner_model)
     _check_latent(guider.inner_model, noise)
     if options.profile is not None:
         check_profile(options.profile, guider.inner_model, noise)
@@ -60,6 +64,11 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
     add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run._on_step, guider.model_options, is_model_options=True)
     return run.recorder
+
+
+def _check_model(model) -> None:
+    if not hasattr(model.model_sampling, "noise_scaling"):
+        raise ValueError(NO_DENOISER)
 
 
 def _check_latent(model, noise: Tensor) -> None:
@@ -107,6 +116,9 @@ class Run:
         self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
         self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
         self.backward = options.estimator in ("auto", "backward")
+        self.verifies = options.verify or attention.kernel_is_unknown()  # the first gradient
+        self.ranged = options.start_percent > 0 or options.end_percent < 1
+        self.level: tuple[Tensor, float] | None = None  # sigma of the step, and its value
         self.batches: bool | None = None  # may a probe be in the batch of the conds? Known from the first one on
         self.care: Care | None = None  # of the graph; known from the first one on
         self.age = 0  # guided steps since the last measurement
@@ -119,7 +131,12 @@ class Run:
         self.live = LiveLine(self.recorder.kept_name)
 
     def _is_active(self, sigma: Tensor) -> bool:
-        return self.sigma_end <= float(sigma.flatten()[0]) <= self.sigma_start
+        """Is the step within the range? Reading sigma waits for the device: once a step, and only if there is one."""
+        if not self.ranged:
+            return True
+        if self.level is None or self.level[0] is not sigma:
+            self.level = sigma, float(sigma.flatten()[0])
+        return self.sigma_end <= self.level[1] <= self.sigma_start
 
     def _measures(self) -> bool:
         """Does this guided step measure anew?"""
@@ -210,7 +227,7 @@ class Run:
     def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
         evaluation = self._graph(conds)
         if self.rectifier.looks_for == "ones":
-            self.ahead.jt_ones = self._pull_back(evaluation, torch.ones_like(conds.x))
+            self.ahead.jt_ones = self._pull_back(conds, evaluation, torch.ones_like(conds.x))
         else:
             self.ahead.evaluation = evaluation
         return evaluation
@@ -230,7 +247,10 @@ class Run:
     def _on_guided(self, args: dict) -> Tensor:
         """Post-CFG hook, last of all: the guided prediction with its guidance term rectified."""
         ahead, self.ahead = self.ahead, None
-        if moved_away_from(args)[0] is None or not self._is_active(args["sigma"]):
+        if moved_away_from(args)[0] is None:
+            self.recorder.unguided += 1
+            return args["denoised"]
+        if not self._is_active(args["sigma"]):
             return args["denoised"]
         if ahead is None or not ahead.is_of(args["input"], args["sigma"]):
             ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
@@ -302,7 +322,7 @@ class Run:
 
         def pull_back() -> Tensor:
             evaluation, ahead.evaluation = ahead.evaluation or self._graph(conds), None
-            return self._pull_back(evaluation, v)
+            return self._pull_back(conds, evaluation, v)
 
         product = self._try_backward(pull_back)
         if product is None:
@@ -310,9 +330,14 @@ class Run:
             product = probe.product(d_cond, conds.only(probe.x))
         return product
 
-    def _pull_back(self, evaluation: estimators.Evaluation, v: Tensor) -> Tensor:
+    def _pull_back(self, conds: CondsPass, evaluation: estimators.Evaluation, v: Tensor) -> Tensor:
         product = evaluation.pull_back(v)
         self.recorder.passes["reverse"] += 1
+        if self.verifies:
+            self.verifies = False
+            gap = estimators.disagreement(conds.only, conds.x, v, product, self.relative_step)
+            if not gap <= TRUSTED:  # NaN is not
+                raise RuntimeError(f"what autograd gives is {gap:.0%} off from differences of its predictions")
         return product
 
     def _try_backward(self, attempt: Callable):

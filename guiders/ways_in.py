@@ -5,7 +5,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .options import Options
-from .run import KEY, start
+from .run import KEY, NO_DENOISER, start
 
 
 def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
@@ -15,11 +15,13 @@ def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
         ValueError: the model has no denoiser to look at.
     """
     if not hasattr(getattr(model, "model", None), "apply_model") or not hasattr(_sampling(model), "noise_scaling"):
-        raise ValueError("REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it.")
+        raise ValueError(NO_DENOISER)
     model = model.clone()
-    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
+    for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
+        model.remove_wrappers_with_key(kind, KEY)
     if not options.change_nothing:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _starting(options))
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _asking_for_room)
     return model
 
 
@@ -37,6 +39,15 @@ def _starting(options: Options):
         return samples
 
     return sample
+
+
+def _asking_for_room(executor, model, noise_shape, *args, **kwargs):
+    """A PREPARE_SAMPLING wrapper: ComfyUI leaves memory for three evaluations in a batch, where CFG has two.
+
+    A probe makes three of them, and a checkpointed graph takes about as much.
+    """
+    batch, *rest = noise_shape
+    return executor(model, [-(-3 * batch // 2), *rest], *args, **kwargs)
 
 
 class RectifiedSampler(comfy.samplers.Sampler):

@@ -106,4 +106,12 @@ def option_inputs() -> list:
             optional=True,
             tooltip="A guidance scale that changes over the run, in place of the cfg set elsewhere; from REG Schedule.",
         ),
+        io.Boolean.Input(
+            "verify",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="With backward: compare the first gradient of a run with differences of the model's predictions, and go on "
+            "with difference if they disagree. Six more evaluations. For models, kernels and patches that are new to you.",
+        ),
     ]

@@ -67,3 +67,22 @@ def probe(x: Tensor, v: Tensor, relative_step: float) -> Probe:
     length = per_sample.rms(v)
     unit = v / torch.where(length > 0, length, 1.0)
     return Probe(x + h * unit, torch.where(h > 0, length / torch.where(h > 0, h, 1.0), 0.0))
+
+
+def disagreement(denoise: Denoise, x: Tensor, v: Tensor, product: Tensor, relative_step: float) -> float:
+    """How far (Jᵀv)ᵀu is from vᵀ(Ju), for `product` = Jᵀv and Ju by central differences: 0 for a true gradient.
+
+    Relative to |Jᵀv| |u|; the worst over samples and over two directions that a missing part of the gradient is seen
+    in, u = Jv and u = Jᵀv. Six evaluations.
+    """
+
+    def along(u: Tensor) -> Tensor:
+        ahead, behind = probe(x, u, relative_step), probe(x, -u, relative_step)
+        return ahead.product(denoise(behind.x), denoise(ahead.x)) / 2
+
+    def gap(u: Tensor) -> Tensor:
+        length = per_sample.rms(product) * per_sample.rms(u) * u[0].numel()
+        off = (per_sample.dot(product, u) - per_sample.dot(v, along(u))).abs()
+        return torch.where(length == 0, off.sign(), off / length)
+
+    return float(torch.stack([gap(along(v)), gap(product)]).max())

@@ -58,13 +58,20 @@ def test_page_tells_of_everything(node, language):
     assert PAPER in text
 
 
+def shown_as(value, language: str) -> str:
+    """A value as a page has it."""
+    if isinstance(value, bool):
+        return {"en": ("off", "on"), "ja": ("オフ", "オン")}[language][value]
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 @each_page
 def test_defaults_are_the_nodes(node, language):
     told = rows(page(node, language))
     for entry in SCHEMAS[node].inputs:
         default = getattr(entry, "default", None)
         if default is not None:
-            shown = default if isinstance(default, str) else f"{default:g}"
+            shown = shown_as(default, language)
             words = {"en": f"Default: {shown}.", "ja": f"既定値：{shown}。"}[language]
             assert told[entry.id][0].endswith(words), entry.id
 
