@@ -50,7 +50,14 @@ class REGCalibrate(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=12, min=2, max=100, tooltip="Steps of the sample pictures."),
                 io.Int.Input("points", default=8, min=2, max=64, tooltip="Noise levels to measure at.", advanced=True),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Noise of the sample pictures."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,  # a new one would measure anew at every run
+                    tooltip="Noise of the sample pictures.",
+                ),
             ],
             outputs=[PROFILE.Output(display_name="profile", tooltip="Connect to a REG node, or save it.")],
         )

@@ -9,6 +9,11 @@ EXPERIMENTS = ("samples", "arrows", "curves", "error map", "what is left")
 CATEGORY = "advanced/guidance"
 
 
+def _mixture(tooltip: str) -> io.Int.Input:
+    """A seed that the browser does not change after a run: the toy nodes of a graph must agree on it."""
+    return io.Int.Input("seed", default=21, min=0, max=2**31, control_after_generate=False, tooltip=tooltip)
+
+
 class REGToy(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -46,7 +51,7 @@ class REGToy(io.ComfyNode):
                     step=0.05,
                     tooltip="Noise level of the arrows; the other experiments show all of them.",
                 ),
-                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="Which mixture is drawn in the plane."),
+                _mixture("Which mixture is drawn in the plane."),
             ],
             outputs=[io.Image.Output(tooltip="The figure.")],
         )
@@ -80,9 +85,7 @@ class REGToyModel(io.ComfyNode):
             description="The exact world as a model: each point of the latent is a sample in the plane. Connect it to "
             "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
             inputs=[
-                io.Int.Input(
-                    "seed", default=21, min=0, max=2**31, tooltip="Which mixture: the same number as in REG Toy."
-                ),
+                _mixture("Which mixture: the same number as in REG Toy."),
                 io.Int.Input("points", default=256, min=1, max=4096, tooltip="How many points to sample."),
             ],
             outputs=[
@@ -114,7 +117,7 @@ class REGToyPlot(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="The cfg they were sampled at."
                 ),
-                io.Int.Input("seed", default=21, min=0, max=2**31, tooltip="The mixture they were sampled from."),
+                _mixture("The mixture they were sampled from."),
             ],
             outputs=[io.Image.Output(tooltip="The figure.")],
         )
