@@ -66,10 +66,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def comfyui_folder(tmp_path_factory):
+    """Where the server of the session has its models, input and output."""
+    return tmp_path_factory.mktemp("comfyui")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_folder):
     """A client of a real ComfyUI, one for the whole session, that loads the pack from a folder with an odd name."""
     pytest.importorskip("comfy")
     from pack.devtools.server import Server
 
-    with Server(tmp_path_factory.mktemp("comfyui"), ODD_NAME) as client:
+    with Server(comfyui_folder, ODD_NAME) as client:
         yield client
