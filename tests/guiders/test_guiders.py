@@ -21,12 +21,12 @@ kinds = pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
 
 @pytest.fixture
 def model():
-    return tiny.as_model(tiny.Network())
+    return tiny.as_model(by_hand.Narrowing())
 
 
 @pytest.fixture
 def other():
-    return tiny.as_model(tiny.Network(seed=1))
+    return tiny.as_model(by_hand.Narrowing(seed=1))
 
 
 def at_sigma(model, name, sigma=SIGMA):

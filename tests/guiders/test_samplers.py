@@ -1,16 +1,13 @@
 """Every sampler of ComfyUI's list: what it makes of REG is what it makes of the formula, written out by hand.
 
-The reference is a guider that holds the rectified prediction and the true unconditional one. It draws no random numbers
-and hides none, so that each evaluation of a step, the noise of SDE samplers and what CFG++ samplers see are compared.
+So each evaluation of a step, the noise of SDE samplers and the unconditional prediction that CFG++ samplers see are
+compared.
 """
-
-from functools import partial
 
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
-import comfy.samplers
 import torch
 from comfy.samplers import SAMPLER_NAMES
 
@@ -27,39 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 samplers = pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 
 
-class ByHand(comfy.samplers.CFGGuider):
-    """D_c + R(g) by the formula."""
-
-    def __init__(self, model, options):
-        super().__init__(model)
-        self.options = options
-        self.evaluations = 0
-        self.set_conds(tiny.POSITIVE, tiny.NEGATIVE)
-
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (ComfyUI's signature)
-        self.evaluations += 1
-        with torch.inference_mode(False):
-            x, sigma = x.clone(), timestep.clone()
-            conditional, unconditional = (
-                partial(by_hand.prediction(self.model_patcher, text), sigma=sigma)
-                for text in (tiny.POSITIVE, tiny.NEGATIVE)
-            )
-            d_uncond = unconditional(x).detach()
-            denoised = by_hand.step(
-                self.options, conditional, unconditional, lambda c, u: u + CFG * (c - u), x, self.alpha(sigma)
-            )
-        for hook in model_options.get("sampler_post_cfg_function", []):
-            denoised = hook({"denoised": denoised, "uncond_denoised": d_uncond, "input": x, "sigma": timestep})
-        return denoised
-
-    def alpha(self, sigma):
-        return (1 - sigma).view(-1, 1, 1, 1) if self.flow else 1.0
-
-    @property
-    def flow(self):
-        return self.inner_model.model_type.name == "FLOW"
-
-
 @pytest.fixture
 def model():
     return tiny.as_model(tiny.Network())
@@ -74,7 +38,7 @@ def sampled(guider, sampler, **options):
 def check(model, sampler, options):
     plain, drawn = sampled(tiny.guider(model, CFG), sampler)
     answer, drawn_too = sampled(tiny.guider(on_model(model, options), CFG), sampler)
-    expected, _ = sampled(ByHand(model, options), sampler)
+    expected, _ = sampled(by_hand.Guider(model, CFG, options), sampler)
     assert torch.equal(drawn, drawn_too)
     by_hand.assert_same(answer, expected, expected - plain)
 
@@ -110,7 +74,7 @@ def test_strength_0_is_the_plain_run_bit_for_bit(model, sampler):
 @pytest.mark.parametrize("sampler", TWICE)
 def test_both_evaluations_of_a_step_are_rectified(model, sampler):
     """One conditional evaluation more for each, and none left out."""
-    hand = ByHand(model, DIFFERENCE)
+    hand = by_hand.Guider(model, CFG, DIFFERENCE)
     sampled(hand, sampler)
     assert hand.evaluations > STEPS
     network = model.model.diffusion_model
