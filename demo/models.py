@@ -1,7 +1,8 @@
 """The demo models: ComfyUI's own UNet in pixel space, small enough to train on two cores.
 
-The UNet sees the picture as 4x4 pixel blocks (a permutation, exactly invertible), so that a 64x64 picture costs what a
-16x16 one does. Everything around it is ComfyUI's: `BaseModel`, `ModelPatcher`, the model sampling, the pixel-space VAE.
+The UNet sees the picture as blocks of pixels (a permutation, exactly invertible), so that a 64x64 picture costs what a
+16x16 or 32x32 one does. Everything around it is ComfyUI's: `BaseModel`, `ModelPatcher`, the model sampling, the
+pixel-space VAE. The models differ in what the network predicts, as the models people use do.
 """
 
 import comfy.latent_formats
@@ -13,46 +14,58 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import ModelType
 from einops import rearrange
+from safetensors import safe_open
 
 from . import world
 
-BLOCK = 4  # pixels along each side of a block
 SIGMA_DATA = 0.5
 CONTEXT_DIM = sum(len(values) for values in world.ATTRIBUTES.values())
 
 
 class BlockUNet(UNetModel):
-    """ComfyUI's UNetModel on blocks of pixels: [batch, 3, h, w] -> [batch, 3, h, w], h and w multiples of 8.
+    """ComfyUI's UNetModel on blocks of pixels: [batch, 3, h, w] -> [batch, 3, h, w], h and w multiples of 4 blocks.
 
-    Its output times sigma_data is the clean picture, which is simple, and not the noise, which has more numbers than a
-    small network can carry (Li and He, arXiv 2511.13720); what it returns is that prediction as EDM's network output.
-    At high noise the two are the same. With `clean` off it is EDM's output itself.
+    Prompts reach it twice: token by token through attention, and their sum through the embedding of the noise level,
+    which is what a small network learns soon.
     """
 
-    clean = True
+    time_scale = 1.0  # ComfyUI embeds times of the order of 1000
 
-    def forward(self, x, t, *args, **kwargs):
-        blocks = rearrange(x, "b c (h i) (w j) -> b (c i j) h w", i=BLOCK, j=BLOCK)
-        out = super().forward(blocks, t, *args, **kwargs)
-        out = rearrange(out, "b (c i j) h w -> b c (h i) (w j)", i=BLOCK, j=BLOCK)
-        return self._as_edm(out.float(), x.float(), t.float()) if self.clean else out
+    def __init__(self, block: int, **kwargs):
+        super().__init__(in_channels=3 * block**2, out_channels=3 * block**2, **kwargs)
+        self.block = block
 
-    @staticmethod
-    def _as_edm(out, x, t):
-        """The network output of EDM that gives the prediction sigma_data · out."""
-        sigma = (4 * t).exp().view(-1, 1, 1, 1)
+    def forward(self, x, t, context=None, **kwargs):
+        blocks = rearrange(x, "b c (h i) (w j) -> b (c i j) h w", i=self.block, j=self.block)
+        out = super().forward(blocks, self.time_scale * t, context=context, y=context.sum(1), **kwargs)
+        return rearrange(out, "b (c i j) h w -> b c (h i) (w j)", i=self.block, j=self.block)
+
+
+class CleanUNet(BlockUNet):
+    """Predicts the clean picture over sigma_data; what it returns is that prediction as EDM's network output.
+
+    The clean picture is simple; the noise has more numbers than a small network can carry (arXiv 2511.13720).
+    """
+
+    time_scale = 100.0
+
+    def forward(self, x, t, context=None, **kwargs):
+        out, x, sigma = super().forward(x, t, context, **kwargs).float(), x.float(), (4 * t.float()).exp()
+        sigma = sigma.view(-1, 1, 1, 1)
         scale = (sigma**2 + SIGMA_DATA**2).sqrt()
         return (out - SIGMA_DATA / scale * x) * scale / sigma
 
 
 class DemoConfig(comfy.supported_models_base.BASE):
-    """EDM (Karras et al., arXiv 2206.00364) on RGB pixels in -1 to 1."""
+    """EDM (Karras et al., arXiv 2206.00364) on RGB pixels in -1 to 1: the model of the demo."""
 
+    kind = ModelType.EDM
+    network = CleanUNet
     unet_config = {
-        "image_size": world.SIZE // BLOCK,
-        "in_channels": 3 * BLOCK**2,
-        "out_channels": 3 * BLOCK**2,
+        "block": 4,
+        "image_size": 16,
         "model_channels": 64,
         "num_res_blocks": [2, 1],
         "channel_mult": [1, 2],
@@ -60,6 +73,8 @@ class DemoConfig(comfy.supported_models_base.BASE):
         "transformer_depth_output": [0, 0, 0, 1, 0],
         "transformer_depth_middle": 1,
         "context_dim": CONTEXT_DIM,
+        "num_classes": "sequential",
+        "adm_in_channels": CONTEXT_DIM,
         "use_spatial_transformer": True,
         "use_linear_in_transformer": True,
         "legacy": False,
@@ -70,27 +85,61 @@ class DemoConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 0.1
 
     def model_type(self, state_dict, prefix=""):
-        return comfy.model_base.ModelType.EDM
+        return self.kind
 
     def get_model(self, state_dict, prefix="", device=None):
-        return comfy.model_base.BaseModel(
-            self, model_type=self.model_type(state_dict, prefix), device=device, unet_model=BlockUNet
-        )
+        return comfy.model_base.BaseModel(self, self.kind, device=device, unet_model=self.network)
 
 
-def build(dtype: torch.dtype = torch.float32, compute_dtype: torch.dtype | None = None) -> comfy.model_base.BaseModel:
+class WeakConfig(DemoConfig):
+    """The demo's model with half the channels, to be trained for a short time: the weak model of AutoGuidance."""
+
+    unet_config = DemoConfig.unet_config | {"model_channels": 32}
+
+
+class EpsConfig(DemoConfig):
+    """Predicts the noise, in Stable Diffusion's schedule."""
+
+    kind = ModelType.EPS
+    network = BlockUNet
+    unet_config = DemoConfig.unet_config | {
+        "block": 2,  # 12 numbers of noise pass through 64 channels; 48 do not
+        "image_size": 32,
+        "num_res_blocks": [1, 1, 1],
+        "channel_mult": [1, 1, 2],
+        "transformer_depth": [0, 0, 0],
+        "transformer_depth_output": [0, 0, 0, 0, 0, 1],
+    }
+    sampling_settings = {}
+
+
+class FlowConfig(EpsConfig):
+    """Predicts the velocity from clean picture to noise along straight lines, as flow-matching models do."""
+
+    kind = ModelType.FLOW
+    sampling_settings = {"shift": 3.0}
+
+
+CONFIGS = {"demo": DemoConfig, "weak": WeakConfig, "eps": EpsConfig, "flow": FlowConfig}
+
+
+def build(
+    name: str = "demo", dtype: torch.dtype = torch.float32, compute_dtype: torch.dtype | None = None
+) -> comfy.model_base.BaseModel:
     """The architecture with fresh random weights; `compute_dtype` other than dtype casts layer by layer."""
-    config = DemoConfig(DemoConfig.unet_config)
+    config = CONFIGS[name](CONFIGS[name].unet_config)
     config.set_inference_dtype(dtype, compute_dtype)
     return config.get_model({})
 
 
 def load(path: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
-    """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file."""
+    """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file whose header names its config."""
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
+    with safe_open(path, "pt") as file:
+        name = (file.metadata() or {}).get("config", "demo")
     device = comfy.model_management.get_torch_device()
     dtype = comfy.utils.weight_dtype(state)
-    model = build(dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = build(name, dtype, comfy.model_management.unet_manual_cast(dtype, device))
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
     model.load_model_weights(state, assign=patcher.is_dynamic())
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})

@@ -1,4 +1,4 @@
-"""Train a demo model: `python -m demo.train --output demo/weights/demo.safetensors` with ComfyUI on the path.
+"""Train a demo model: `python3 dev.py train --config demo --output demo/weights/demo.safetensors`.
 
 Everything a step draws comes from (seed, step), so a run can be killed and goes on where it was.
 """
@@ -6,13 +6,14 @@ Everything a step draws comes from (seed, step), so a run can be killed and goes
 import argparse
 from pathlib import Path
 
+import comfy.model_sampling
 import lightning
 import numpy as np
 import torch
 from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 comfy_options.cpu = not torch.cuda.is_available()
@@ -20,7 +21,7 @@ comfy_options.cpu = not torch.cuda.is_available()
 from . import models, world  # noqa: E402  (ComfyUI reads its options when it is imported)
 
 BATCH = 32
-LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.0, 1.5  # large flat shapes are decided at high noise
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.7, 1.4  # large flat shapes are decided at high noise
 SMALLEST_SCALE = 0.1
 HELD_OUT_SEED = 2**31
 
@@ -53,12 +54,11 @@ def initialise(network: torch.nn.Module) -> None:
 class Training(lightning.LightningModule):
     """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped."""
 
-    def __init__(self, seed: int, steps: int, learning_rate: float, clean: bool):
+    def __init__(self, config: str, seed: int, steps: int, learning_rate: float):
         super().__init__()
         self.save_hyperparameters()
-        base = models.build()
+        base = models.build(config)
         initialise(base.diffusion_model)
-        base.diffusion_model.clean = clean
         self.model = base.diffusion_model.requires_grad_(True)
         self.sampling = base.model_sampling
         self.network = self.model  # or its compiled form
@@ -66,15 +66,21 @@ class Training(lightning.LightningModule):
     def loss(self, network: torch.nn.Module, seed: tuple[int, ...]) -> torch.Tensor:
         pictures, tokens = draw_training_batch(seed)
         generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        sigma = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(BATCH, generator=generator)).exp()
+        ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(BATCH, generator=generator)).exp()
         noise = torch.randn(pictures.shape, generator=generator)
-        pictures, tokens, sigma, noise = (v.to(self.device) for v in (pictures, tokens, sigma, noise))
-        x = pictures + sigma.view(-1, 1, 1, 1) * noise
+        pictures, tokens, ratio, noise = (v.to(self.device) for v in (pictures, tokens, ratio, noise))
+        sigma = self.sigma(ratio)
+        x = self.sampling.noise_scaling(sigma, noise, pictures)
         scaled = self.sampling.calculate_input(sigma, x).to(memory_format=torch.channels_last)
         out = network(scaled, self.sampling.timestep(sigma), context=tokens)
         error = self.sampling.calculate_denoised(sigma, out, x) - pictures
-        scale = sigma * models.SIGMA_DATA / (sigma**2 + models.SIGMA_DATA**2).sqrt()
+        scale = ratio * models.SIGMA_DATA / (ratio**2 + models.SIGMA_DATA**2).sqrt()
         return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean()
+
+    def sigma(self, ratio: torch.Tensor) -> torch.Tensor:
+        """The model's own sigma where noise is `ratio` times as strong as the picture is scaled, [batch]."""
+        flow = isinstance(self.sampling, comfy.model_sampling.CONST)
+        return (ratio / (1 + ratio) if flow else ratio).clamp(self.sampling.sigma_min, self.sampling.sigma_max)
 
     def training_step(self, batch, batch_index):
         loss = self.loss(self.network, (self.hparams.seed, self.global_step))
@@ -95,28 +101,30 @@ class Training(lightning.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
 
 
-def export(training: Training, path: Path, **metadata) -> None:
-    """Write the averaged weights as fp16 safetensors with what made them in the header."""
-    state = {name: w.detach().half().contiguous() for name, w in training.model.state_dict().items()}
-    header = {
-        "architecture": "reg demo edm unet",
-        "world_version": world.VERSION,
-        "licence": "Apache-2.0",
-        **metadata,
-    }
+def export(state: dict[str, torch.Tensor], path: Path, **metadata) -> None:
+    """Write averaged weights as fp16 safetensors with what made them in the header."""
+    state = {name: w.detach().half().contiguous() for name, w in state.items()}
+    header = {"world_version": world.VERSION, "licence": "Apache-2.0", **metadata}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={key: str(value) for key, value in header.items()})
 
 
+def export_checkpoints(work: Path, **metadata) -> None:
+    """The quarters of a training, beside its checkpoints."""
+    for checkpoint in work.glob("step=*.ckpt"):
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state = {name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")}
+        export(state, checkpoint.with_suffix(".safetensors"), **metadata, stopped_at=checkpoint.stem)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", choices=models.CONFIGS, default="demo", help="what to train")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="checkpoints and loss curve")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start", type=Path, help="weights of an earlier stage to go on from")
-    parser.add_argument("--predict", choices=["clean", "edm"], default="clean", help="edm: the first stage")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster"
     )
@@ -126,9 +134,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     lightning.seed_everything(arguments.seed)
-    training = Training(arguments.seed, arguments.steps, arguments.learning_rate, arguments.predict == "clean")
-    if arguments.start:
-        training.model.load_state_dict(load_file(arguments.start))
+    training = Training(arguments.config, arguments.seed, arguments.steps, arguments.learning_rate)
     if arguments.compile:
         torch._dynamo.config.recompile_limit = 64  # ComfyUI's UNet runs its blocks through one function
         training.network = torch.compile(training.model)
@@ -156,12 +162,13 @@ def main() -> None:
         weights_only=True,
     )
     held_out = trainer.validate(training, DataLoader(range(8)))[0]["held_out_loss"]
-    export(
-        training,
-        arguments.output,
-        command=" ".join(f"--{key} {value}" for key, value in vars(arguments).items() if key not in ("output", "work")),
-        held_out_loss=round(held_out, 5),
-    )
+    options = ("config", "steps", "seed", "learning_rate")
+    chosen = [
+        f"--{name.replace('_', '-')} {value}" for name in options if (value := getattr(arguments, name)) is not None
+    ]
+    metadata = {"config": arguments.config, "command": " ".join(["python3 dev.py train", *chosen])}
+    export(training.model.state_dict(), arguments.output, **metadata, held_out_loss=round(held_out, 5))
+    export_checkpoints(arguments.work, **metadata)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import numpy as np
@@ -26,8 +27,9 @@ from ...reg import profile as profiles
 from .. import models, world
 from . import rules
 
-VERSION = 1
-SCHEDULER = "karras"
+VERSION = 2
+WEAK = Path(__file__).parents[1] / "weights" / "weak.safetensors"
+SEARCH_SEED = 100  # of what is chosen by its results
 CALIBRATION = {"cfg": 3.0, "steps": 20, "points": 16, "seed": 77}
 CALIBRATION_PROMPTS = ("shape=circle", "colour=green", "colour=gold", "shape=star,colour=blue")  # two pictures each
 
@@ -103,12 +105,12 @@ class Studio:
     @torch.inference_mode()
     def sample(self, cell: Cell) -> Sampled:
         """Sample a cell as KSampler does."""
-        guider = comfy.samplers.CFGGuider(rules.patch(cell.rule, self.model, cell.cfg, self.profile))
-        guider.set_conds(conditioning([cell.prompt]), conditioning([""]))
+        model = rules.patch(cell.rule, self.model, cell.cfg, self.profile)
+        guider = rules.guider(cell.rule, model, weak_model, conditioning([cell.prompt]), conditioning([""]))
         guider.set_cfg(1.0 if cell.rule == "none" else cell.cfg)
         latent = torch.zeros(cell.batch, 3, world.SIZE, world.SIZE)
         sampling = self.model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, cell.steps)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler(sampling), cell.steps)
         sampler = comfy.samplers.sampler_object(cell.sampler)
         noise = comfy.sample.prepare_noise(latent, cell.seed)
         start = time.process_time()
@@ -134,6 +136,17 @@ class Studio:
             profiles.save(found, part)
             part.replace(file)
         return profiles.load(file)
+
+
+@cache
+def weak_model() -> ModelPatcher:
+    """The weak model that a model can be guided away from."""
+    return models.load(WEAK)[0]
+
+
+def scheduler(sampling) -> str:
+    """The schedule people use: even steps of time for flow models, Karras' for the others."""
+    return "simple" if isinstance(sampling, comfy.model_sampling.CONST) else "karras"
 
 
 def conditioning(prompts: list[str]) -> list:

@@ -10,8 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import decode
-from . import measures
-from .cells import Cell, Sampled, Studio, parse_prompt
+from . import measures, rules
+from .cells import SEARCH_SEED, Cell, Sampled, Studio, parse_prompt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -143,6 +143,20 @@ def cost_table(means: pd.DataFrame) -> str:
     )
 
 
+def interval_table(studio: Studio, cells: list[Cell]) -> str:
+    """Distances of every interval that was tried, with other seeds than the tables above."""
+    decoder = decode.load()
+    found = defaultdict(list)
+    for cell in cells:
+        sampled = studio.get(cell)
+        seen = measures.read(sampled.pictures, sampled.clipped, decoder)
+        exact = (measures.references(w, tuple(parse_prompt(cell.prompt).items())) for w in (cell.cfg - 1, 0.0))
+        found[cell.rule].append([measures.distances(seen, np.arange(len(seen)), e).mean() for e in exact])
+    lines = [f"Seed {SEARCH_SEED}, cfg {cells[0].cfg:g}.", "", "| rule | target | conditional |", "|---|---|---|"]
+    means = {rule: np.mean(values, axis=0) for rule, values in found.items()}
+    return "\n".join(lines + [f"| {rule} | {a:.3f} | {b:.3f} |" for rule, (a, b) in means.items()])
+
+
 def front(means: pd.DataFrame, x: str, y: str, labels: tuple[str, str], path: Path, title: str) -> None:
     """A line for each rule through its cfgs."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="tight")
@@ -226,6 +240,8 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str) -> None
     parts = [heading(frame, means, command)]
     parts += [f"## {title}\n\n{markdown(means, name)}" for name, title in TABLES.items()]
     parts += [f"## Cost of a picture\n\n{cost_table(means)}"]
+    if searched := [cell for cell in cells if cell.seed == SEARCH_SEED and cell.rule in rules.INTERVALS]:
+        parts += [f"## Search for the interval\n\n{interval_table(studio, searched)}"]
     for prompt in frame.prompt.unique():
         name = prompt.replace("=", "-").replace(",", "-")
         rows = grid(studio, cells, prompt, output / f"grid-{name}.png")

@@ -1,27 +1,32 @@
-"""The rules that are compared: each patches a MODEL, as a user's nodes would, for CFGGuider to sample at a cfg."""
+"""The rules that are compared: each patches a MODEL, as a user's nodes would, for a guider to sample at a cfg."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
+import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_model_advanced import RescaleCFG
+from torch.nn.functional import cosine_similarity
 
 from ...guiders import step
+from ...guiders.autoguidance import AutoGuider
 from ...guiders.options import Options
 from ...guiders.schedule import GuidanceSchedule, percent_of
 from ...guiders.ways_in import on_model
-from ...reg import schedules
+from ...reg import estimators, rectification, schedules, spectral
 from ...reg.profile import Profile
 
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
-INTERVAL = (0.3, 0.7)  # percent of the run: sigma 6.6 to 0.24 of the demo models
+BEST_INTERVAL = (0.3, 0.7)  # of INTERVALS, searched with other seeds
+INTERVALS = {f"interval {a:g} to {b:g}": (a, b) for a in (0.0, 0.1, 0.2, 0.3) for b in (0.5, 0.7)}
 DECAY = 1.0  # of C²FG
+ALIGNED = 0.991  # cosine at which Adaptive Guidance stops guiding
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,44 @@ def scheduled(schedule: Callable[[float], object]) -> Patch:
     return lambda model, cfg: on_model(model, Options(strength=0.0, schedule=schedule(cfg)))
 
 
-def interval(cfg: float) -> GuidanceSchedule:
-    return GuidanceSchedule("interval", cfg, start_percent=INTERVAL[0], end_percent=INTERVAL[1])
+def interval(start: float, end: float) -> Patch:
+    """CFG within these percents of the run (arXiv 2404.07724)."""
+    return scheduled(lambda cfg: GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end))
+
+
+class Adaptive:
+    """A guidance schedule that is not in the product: CFG until the two noises point the same way (arXiv 2312.12487)."""
+
+    def __init__(self, cfg: float):
+        self.cfg = cfg
+
+    def cfg_by_sigma(self, to_sigma):
+        self.aligned = False  # a run begins
+        return lambda sigma: 1.0 if self.aligned else self.cfg
+
+    def watch(self, args: dict):
+        cond, uncond = (args["input"] - args[name] for name in ("cond_denoised", "uncond_denoised"))
+        self.aligned |= cosine_similarity(cond.flatten(1), uncond.flatten(1)).mean().item() > ALIGNED
+        return args["denoised"]
+
+
+def adaptive(model: ModelPatcher, cfg: float) -> ModelPatcher:
+    schedule = Adaptive(cfg)
+    model = on_model(model, Options(strength=0.0, schedule=schedule))
+    model.set_model_sampler_post_cfg_function(schedule.watch)
+    return model
+
+
+class Spectral(step.Ratio):
+    """The ratio band by band; not in the product."""
+
+    def measure(self, step):
+        probe = estimators.probe(step.x, step.guidance, step.relative_step)
+        cond, uncond = step.denoise_both(probe.x)
+        products = probe.product(step.d_cond, cond), probe.product(step.d_uncond, uncond)
+        w = rectification.weight(step.guidance, step.d_cond, step.d_uncond)
+        rectified = spectral.ratio(step.guidance, *products, w, spectral.bands(*step.x.shape[-2:]))
+        return rectified, rectification.gain(step.guidance, rectified)
 
 
 class ElementwiseOfAnother(step.Elementwise):
@@ -72,16 +113,16 @@ class WrongSign(Options):
         object.__setattr__(self, "strength", -1.0)
 
 
-def of_another(rectification: str, rectifier: step.Rectifier) -> Patch:
-    """REG with its rectification replaced by a broken one for the length of a run."""
+def replaced(rectification: str, rectifier: step.Rectifier, **options) -> Patch:
+    """REG with its rectification replaced by another for the length of a run."""
 
     def within(executor, *args, **kwargs):
         with mock.patch.dict(step.RECTIFIERS, {rectification: rectifier}):
             return executor(*args, **kwargs)
 
     def patch(model: ModelPatcher, cfg: float) -> ModelPatcher:
-        model = on_model(model, Options(rectification=rectification))
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "reg broken", within)
+        model = on_model(model, Options(rectification=rectification, **options))
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "reg replaced", within)
         return model
 
     return patch
@@ -93,8 +134,10 @@ def plain(model: ModelPatcher, cfg: float) -> ModelPatcher:
 
 RULES: dict[str, Patch] = {
     "cfg": plain,
-    "interval": scheduled(interval),
+    "interval": interval(*BEST_INTERVAL),
+    **{name: interval(*ends) for name, ends in INTERVALS.items()},
     "c2fg": scheduled(Exponential),
+    "adaptive": adaptive,
     "rescale": lambda model, cfg: RescaleCFG().patch(model, 0.7)[0],
     "apg": lambda model, cfg: APG.execute(model, 0.0, 0.0, -0.5).args[0],
     "zero": lambda model, cfg: CFGZeroStar.execute(model).args[0],
@@ -104,16 +147,24 @@ RULES: dict[str, Patch] = {
     "elementwise every 4": rectified(rectification="elementwise", estimator="difference", every=4),
     "jacobian": rectified(rectification="jacobian", estimator="backward"),
     "jacobian natural": rectified(rectification="jacobian", estimator="difference"),
+    "jacobian small step": rectified(rectification="jacobian", estimator="difference", step=0.01),
     "jacobian every 4": rectified(rectification="jacobian", estimator="difference", every=4),
     "ratio": rectified(rectification="ratio", estimator="difference"),
     "ratio every 4": rectified(rectification="ratio", estimator="difference", every=4),
-    "broken: elementwise of another": of_another("elementwise", ElementwiseOfAnother()),
+    "spectral ratio": replaced("ratio", Spectral(), estimator="difference"),
+    "broken: elementwise of another": replaced("elementwise", ElementwiseOfAnother()),
     "broken: elementwise, wrong sign": lambda model, cfg: on_model(model, WrongSign("elementwise")),
-    "broken: jacobian of another": of_another("jacobian", JacobianOfAnother()),
+    "broken: jacobian of another": replaced("jacobian", JacobianOfAnother()),
     "broken: jacobian, wrong sign": lambda model, cfg: on_model(model, WrongSign("jacobian")),
 }
+AUTO = {
+    "autoguidance": plain,
+    "autoguidance elementwise": RULES["elementwise"],
+    "autoguidance jacobian": RULES["jacobian"],
+    "autoguidance ratio": RULES["ratio"],
+}
 PROFILED = {f"{name} profile": name for name in ("elementwise", "jacobian", "ratio")}
-NAMES = ("none", *RULES, *PROFILED)
+NAMES = ("none", *RULES, *PROFILED, *AUTO)
 
 
 def patch(name: str, model: ModelPatcher, cfg: float, profile: Callable[[], Profile]) -> ModelPatcher:
@@ -121,4 +172,15 @@ def patch(name: str, model: ModelPatcher, cfg: float, profile: Callable[[], Prof
     if name in PROFILED:
         options = Options(rectification=PROFILED[name], estimator="profile", profile=profile())
         return on_model(model, options)
-    return (RULES | {"none": plain})[name](model, cfg)
+    return (RULES | AUTO | {"none": plain})[name](model, cfg)
+
+
+def guider(name: str, model: ModelPatcher, weak: Callable[[], ModelPatcher], positive, negative):
+    """The guider that samples a patched model under a rule, with its conditionings."""
+    if name in AUTO:
+        auto = AutoGuider(model, weak())
+        auto.set_conds(positive)
+        return auto
+    cfg = comfy.samplers.CFGGuider(model)
+    cfg.set_conds(positive, negative)
+    return cfg

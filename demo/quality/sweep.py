@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from . import rules
-from .cells import Cell, Studio
+from .cells import SEARCH_SEED, Cell, Studio
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
@@ -30,7 +30,8 @@ CHEAP = (
     "ratio every 4",
     "elementwise every 4",
 )
-PEERS = ("rescale", "apg", "zero", "fresca", "c2fg")
+PEERS = ("rescale", "apg", "zero", "fresca", "c2fg", "adaptive")
+VARIANTS = ("elementwise difference", "jacobian small step", "spectral ratio")
 BROKEN = tuple(name for name in rules.NAMES if name.startswith("broken"))
 
 
@@ -50,14 +51,17 @@ class Part:
             yield Cell(model, prompt, rule, cfg, seed, **options)
 
 
+OTHERS = BROKEN + CHEAP + PEERS + VARIANTS
 TWO = ("colour=gold", "shape=star")
 PARTS = (  # the most informative first
     Part(TWO, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
     Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
-    Part(TWO, (5.0,), BROKEN + CHEAP + PEERS, (0, 1)),
+    Part(TWO, (5.0,), tuple(rules.INTERVALS), (SEARCH_SEED,)),
+    Part(TWO, (5.0,), OTHERS, (0, 1)),
+    Part(TWO, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
     Part(TWO, (1.5,), CORE, (0, 1)),
     Part(("colour=red", "shape=star,colour=violet"), (3.0, 5.0, 8.0, 2.0, 1.5), CORE, (0, 1)),
-    Part(TWO, (3.0, 8.0, 2.0), BROKEN + CHEAP + PEERS, (0, 1)),
+    Part(TWO, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
 )
 
 
@@ -91,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py quality", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a demo model")
     parser.add_argument("--cache", type=Path, default=CACHE, help="what was sampled; a run does only what is missing")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="tables and plots")
+    parser.add_argument("--output", type=Path, help="tables and plots; by default docs/quality/<name of the weights>")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="sample no longer; 0 only makes the tables")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
@@ -102,12 +106,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    output = arguments.output or OUTPUT / arguments.weights.stem
     studio = Studio(arguments.weights, arguments.cache)
     command = shlex.join(["python3", "dev.py", "quality", *sys.argv[1:]])
     if arguments.facts:
         from .. import facts
 
-        return facts.write(studio.model, arguments.output, command)
+        return facts.write(studio.model, output, command)
     wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
     there = fill(studio, wanted, arguments.minutes, arguments.jobs)
     print(f"{len(there)} of {len(wanted)} cells")
@@ -115,7 +120,7 @@ def main() -> None:
         sys.exit("CFG, which the others are compared with, was not sampled yet: run it for longer.")
     from . import report
 
-    return report.write(studio, there, arguments.output, command)
+    return report.write(studio, there, output, command)
 
 
 if __name__ == "__main__":

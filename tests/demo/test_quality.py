@@ -5,13 +5,14 @@ from dataclasses import fields, replace
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+pytest.importorskip("lightning", reason="needs Lightning: python3 dev.py test")
 pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pack.demo import models
+from pack.demo import models, train
 from pack.demo.quality import cells, rules, sweep
 from pack.demo.quality.cells import Cell
 
@@ -66,11 +67,49 @@ def test_digests_see_the_tensors_and_not_the_header(studio, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rule", [n for n in rules.NAMES if n.startswith("broken") or n in ("jacobian natural", "apg", "c2fg")]
+    "rule",
+    [n for n in rules.NAMES if n.startswith("broken") or n in ("jacobian natural", "apg", "c2fg", "spectral ratio")],
 )
 def test_rules_differ_from_cfg(studio, rule):
     plain, ruled = studio.sample(cell(studio)), studio.sample(cell(studio, rule=rule))
     assert not np.array_equal(plain.pictures, ruled.pictures)
+
+
+def test_adaptive_guidance_stops_where_the_noises_agree(studio, monkeypatch):
+    monkeypatch.setattr(rules, "ALIGNED", -1.0)  # at once
+    assert studio.sample(cell(studio, rule="adaptive")).forward == 2 + 1
+    monkeypatch.setattr(rules, "ALIGNED", 1.0)  # never
+    plain, adaptive = studio.sample(cell(studio)), studio.sample(cell(studio, rule="adaptive"))
+    assert np.array_equal(plain.pictures, adaptive.pictures) and adaptive.forward == 4
+
+
+def test_autoguidance_by_the_model_itself_is_no_guidance(studio, monkeypatch):
+    monkeypatch.setattr(cells, "weak_model", lambda: models.load(studio.weights)[0])
+    none, auto = studio.sample(cell(studio, rule="none")), studio.sample(cell(studio, rule="autoguidance"))
+    assert np.abs(none.pictures.astype(int) - auto.pictures).max() <= 1
+
+
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_a_perfect_network_has_no_loss(name, monkeypatch):
+    """The loss knows what each model's output means: where it makes the drawn picture, nothing is left."""
+    training = train.Training(name, seed=1, steps=1, learning_rate=0.0)
+    pictures, _ = train.draw_training_batch((1, 0))
+    sampling = training.sampling
+    seen = {}
+    scaling = sampling.noise_scaling
+
+    def remember(sigma, noise, latent):
+        seen["sigma"], seen["x"] = sigma, scaling(sigma, noise, latent)
+        return seen["x"]
+
+    def perfect(scaled, t, context):
+        zero = torch.zeros_like(scaled)
+        at_zero = sampling.calculate_denoised(seen["sigma"], zero, seen["x"])
+        per_unit = sampling.calculate_denoised(seen["sigma"], zero + 1, seen["x"]) - at_zero
+        return (pictures - at_zero) / per_unit
+
+    monkeypatch.setattr(sampling, "noise_scaling", remember)
+    assert training.loss(perfect, (1, 0)) < 1e-5
 
 
 def test_broken_rules_break_nothing_else(studio):
