@@ -9,6 +9,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -61,7 +62,7 @@ class CleanUNet(BlockUNet):
 class DemoConfig(comfy.supported_models_base.BASE):
     """EDM (Karras et al., arXiv 2206.00364) on RGB pixels in -1 to 1: the model of the demo."""
 
-    kind = ModelType.EDM
+    prediction = ModelType.EDM
     network = CleanUNet
     unet_config = {
         "block": 4,
@@ -85,10 +86,10 @@ class DemoConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 0.1
 
     def model_type(self, state_dict, prefix=""):
-        return self.kind
+        return self.prediction
 
     def get_model(self, state_dict, prefix="", device=None):
-        return comfy.model_base.BaseModel(self, self.kind, device=device, unet_model=self.network)
+        return comfy.model_base.BaseModel(self, self.prediction, device=device, unet_model=self.network)
 
 
 class WeakConfig(DemoConfig):
@@ -100,7 +101,7 @@ class WeakConfig(DemoConfig):
 class EpsConfig(DemoConfig):
     """Predicts the noise, in Stable Diffusion's schedule."""
 
-    kind = ModelType.EPS
+    prediction = ModelType.EPS
     network = BlockUNet
     unet_config = DemoConfig.unet_config | {
         "block": 2,  # 12 numbers of noise pass through 64 channels; 48 do not
@@ -116,7 +117,7 @@ class EpsConfig(DemoConfig):
 class FlowConfig(EpsConfig):
     """Predicts the velocity from clean picture to noise along straight lines, as flow-matching models do."""
 
-    kind = ModelType.FLOW
+    prediction = ModelType.FLOW
     sampling_settings = {"shift": 3.0}
 
 
@@ -124,10 +125,12 @@ CONFIGS = {"demo": DemoConfig, "weak": WeakConfig, "eps": EpsConfig, "flow": Flo
 
 
 def build(
-    name: str = "demo", dtype: torch.dtype = torch.float32, compute_dtype: torch.dtype | None = None
+    kind: type[DemoConfig] = DemoConfig,
+    dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
 ) -> comfy.model_base.BaseModel:
     """The architecture with fresh random weights; `compute_dtype` other than dtype casts layer by layer."""
-    config = CONFIGS[name](CONFIGS[name].unet_config)
+    config = kind(kind.unet_config)
     config.set_inference_dtype(dtype, compute_dtype)
     return config.get_model({})
 
@@ -136,13 +139,19 @@ def load(path: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
     """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file whose header names its config."""
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
     with safe_open(path, "pt") as file:
-        name = (file.metadata() or {}).get("config", "demo")
+        kind = CONFIGS[(file.metadata() or {}).get("config", "demo")]
     device = comfy.model_management.get_torch_device()
     dtype = comfy.utils.weight_dtype(state)
-    model = build(name, dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = build(kind, dtype, comfy.model_management.unet_manual_cast(dtype, device))
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
     model.load_model_weights(state, assign=patcher.is_dynamic())
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+def sigma_at(sampling: torch.nn.Module, ratio: torch.Tensor) -> torch.Tensor:
+    """A model's own sigma where noise is `ratio` times as strong as the picture is scaled, within its range, [batch]."""
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    return (ratio / (1 + ratio) if flow else ratio).clamp(sampling.sigma_min, sampling.sigma_max)
 
 
 def prompt_tokens(**attributes) -> torch.Tensor:

@@ -6,7 +6,6 @@ Everything a step draws comes from (seed, step), so a run can be killed and goes
 import argparse
 from pathlib import Path
 
-import comfy.model_sampling
 import lightning
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class Training(lightning.LightningModule):
     def __init__(self, config: str, seed: int, steps: int, learning_rate: float):
         super().__init__()
         self.save_hyperparameters()
-        base = models.build(config)
+        base = models.build(models.CONFIGS[config])
         initialise(base.diffusion_model)
         self.model = base.diffusion_model.requires_grad_(True)
         self.sampling = base.model_sampling
@@ -69,18 +68,13 @@ class Training(lightning.LightningModule):
         ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(BATCH, generator=generator)).exp()
         noise = torch.randn(pictures.shape, generator=generator)
         pictures, tokens, ratio, noise = (v.to(self.device) for v in (pictures, tokens, ratio, noise))
-        sigma = self.sigma(ratio)
+        sigma = models.sigma_at(self.sampling, ratio)
         x = self.sampling.noise_scaling(sigma, noise, pictures)
         scaled = self.sampling.calculate_input(sigma, x).to(memory_format=torch.channels_last)
         out = network(scaled, self.sampling.timestep(sigma), context=tokens)
         error = self.sampling.calculate_denoised(sigma, out, x) - pictures
         scale = ratio * models.SIGMA_DATA / (ratio**2 + models.SIGMA_DATA**2).sqrt()
         return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean()
-
-    def sigma(self, ratio: torch.Tensor) -> torch.Tensor:
-        """The model's own sigma where noise is `ratio` times as strong as the picture is scaled, [batch]."""
-        flow = isinstance(self.sampling, comfy.model_sampling.CONST)
-        return (ratio / (1 + ratio) if flow else ratio).clamp(self.sampling.sigma_min, self.sampling.sigma_max)
 
     def training_step(self, batch, batch_index):
         loss = self.loss(self.network, (self.hparams.seed, self.global_step))
