@@ -12,7 +12,7 @@ import torch
 from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 comfy_options.cpu = not torch.cuda.is_available()
@@ -119,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="weights to go on from, with a learning rate that rises again")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster"
     )
@@ -129,6 +130,8 @@ def main() -> None:
     arguments = parse_arguments()
     lightning.seed_everything(arguments.seed)
     training = Training(arguments.config, arguments.seed, arguments.steps, arguments.learning_rate)
+    if arguments.start:
+        training.model.load_state_dict(load_file(arguments.start))
     if arguments.compile:
         torch._dynamo.config.recompile_limit = 64  # ComfyUI's UNet runs its blocks through one function
         training.network = torch.compile(training.model)
@@ -156,7 +159,7 @@ def main() -> None:
         weights_only=True,
     )
     held_out = trainer.validate(training, DataLoader(range(8)))[0]["held_out_loss"]
-    options = ("config", "steps", "seed", "learning_rate")
+    options = ("config", "steps", "seed", "learning_rate", "start")
     chosen = [
         f"--{name.replace('_', '-')} {value}" for name in options if (value := getattr(arguments, name)) is not None
     ]
