@@ -4,6 +4,7 @@ Everything a step draws comes from (seed, step), so a run can be killed and goes
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -60,9 +61,9 @@ class Training(lightning.LightningModule):
         initialise(base.diffusion_model)
         self.model = base.diffusion_model.requires_grad_(True)
         self.sampling = base.model_sampling
-        self.network = self.model  # or its compiled form
+        self.evaluate = self.model.forward  # or its compiled form
 
-    def loss(self, network: torch.nn.Module, seed: tuple[int, ...]) -> torch.Tensor:
+    def loss(self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...]) -> torch.Tensor:
         pictures, tokens = draw_training_batch(seed)
         generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
         ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(BATCH, generator=generator)).exp()
@@ -71,18 +72,23 @@ class Training(lightning.LightningModule):
         sigma = models.sigma_at(self.sampling, ratio)
         x = self.sampling.noise_scaling(sigma, noise, pictures)
         scaled = self.sampling.calculate_input(sigma, x).to(memory_format=torch.channels_last)
-        out = network(scaled, self.sampling.timestep(sigma), context=tokens)
+        out = evaluate(scaled, self.sampling.timestep(sigma), context=tokens)
         error = self.sampling.calculate_denoised(sigma, out, x) - pictures
         scale = ratio * models.SIGMA_DATA / (ratio**2 + models.SIGMA_DATA**2).sqrt()
         return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean()
 
     def training_step(self, batch, batch_index):
-        loss = self.loss(self.network, (self.hparams.seed, self.global_step))
+        loss = self.loss(self.evaluate, (self.hparams.seed, self.global_step))
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch, batch_index):
-        self.log("held_out_loss", self.loss(self.model, (HELD_OUT_SEED, batch_index)), prog_bar=True, batch_size=BATCH)
+        self.log(
+            "held_out_loss",
+            self.loss(self.model.forward, (HELD_OUT_SEED, batch_index)),
+            prog_bar=True,
+            batch_size=BATCH,
+        )
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01)
@@ -134,13 +140,13 @@ def main() -> None:
         training.model.load_state_dict(load_file(arguments.start))
     if arguments.compile:
         torch._dynamo.config.recompile_limit = 64  # ComfyUI's UNet runs its blocks through one function
-        training.network = torch.compile(training.model)
+        training.evaluate = torch.compile(training.model.forward)
     saved = sorted(arguments.work.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
     trainer = lightning.Trainer(
         max_steps=arguments.steps,
         precision="bf16-mixed",
         default_root_dir=arguments.work,
-        logger=CSVLogger(arguments.work, name="", version=""),
+        logger=CSVLogger(arguments.work, name="curve"),  # a part for each time it was started
         callbacks=[
             EMAWeightAveraging(decay=0.998),
             ModelCheckpoint(arguments.work, "last", every_n_train_steps=250, enable_version_counter=False),
