@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reg import estimators, per_sample, rectification
 from ..reg.profile import Profile
-from .run import KEY, alpha, describe
+from .run import KEY, alpha, describe, relative_step
 
 
 def calibrate(
@@ -62,7 +62,7 @@ class Calibration(comfy.samplers.Sampler):
         step = lambda i, *_: self.progress(i + 1, total)  # noqa: E731
         x0 = euler.sample(model_wrap, sigmas, extra_args, step, noise, latent_image, *args, **kwargs)
         model = model_wrap.inner_model
-        self.about = describe(model, noise) | {
+        self.about = describe(model, noise.shape[1]) | {
             "model": type(model.model_config).__name__,
             "size": "x".join(map(str, noise.shape[2:])),
         }
@@ -83,12 +83,12 @@ class Calibration(comfy.samplers.Sampler):
         def denoise(x: Tensor, *conds) -> list[Tensor]:
             return comfy.samplers.calc_cond_batch(guider.inner_model, list(conds), x, sigmas, model_options)
 
-        relative_step = estimators.RELATIVE_STEP.get(guider.inner_model.get_dtype_inference(), 0.1)
+        step = relative_step(guider.inner_model, x)
         cond, uncond = denoise(x, *conds)
         guidance, scale = cond - uncond, alpha(sampling, sigmas, x)
-        along = estimators.probe(x, guidance, relative_step)
+        along = estimators.probe(x, guidance, step)
         jc, ju = (along.product(d, m) for d, m in zip((cond, uncond), denoise(along.x, *conds), strict=True))
-        up = estimators.probe(x, torch.ones_like(x), relative_step)
+        up = estimators.probe(x, torch.ones_like(x), step)
         jt_ones = up.product(cond, denoise(up.x, conds[0])[0])
         return {
             "sigmas": sigma,

@@ -21,7 +21,11 @@ def report_follows() -> bool:
 def rectification_precedes() -> bool:
     """Does a node that rectifies guidance stand upstream of the one that is being executed? True outside a server."""
     prompt, node = _here()
-    return prompt is None or any("rectification" in prompt.get_node(n)["inputs"] for n in upstream(prompt, node))
+    return prompt is None or any(_rectifies(prompt.get_node(n)["inputs"]) for n in upstream(prompt, node))
+
+
+def _rectifies(inputs: dict) -> bool:
+    return "rectification" in inputs and inputs.get("strength") != 0
 
 
 def upstream(prompt: DynamicPrompt, node: str) -> set[str]:

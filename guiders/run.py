@@ -27,6 +27,7 @@ from .record import Recorder, method, recorder
 from .schedule import follow
 from .status import LiveLine, log, tell
 from .step import RECTIFIERS, Step
+from .weights import rounds_activations
 
 KEY = "reg"
 BATCH_TOLERANCE = 0.25  # between a probe in a batch and alone: above the rounding of half precision
@@ -53,12 +54,12 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     _check_model(guider.inner_model)
     _check_latent(guider.inner_model, noise)
     if options.profile is not None:
-        check_profile(options.profile, guider.inner_model, noise)
+        check_profile(options.profile, guider.inner_model, noise.shape[1])
     if cache_of(model_options) is not None:
         tell("EasyCache answers some steps without the network; there the last measurement stands")
     if merges_tokens(model_options) and (options.estimator == "difference" or options.rectification == "ratio"):
         tell("token merging jumps from one latent to the next, which spoils differences: choose estimator = backward")
-    run = Run(options, guider)
+    run = Run(options, guider, noise)
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
     add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
@@ -80,9 +81,9 @@ def _check_latent(model, noise: Tensor) -> None:
         )
 
 
-def check_profile(profile: Profile, model, noise: Tensor) -> None:
+def check_profile(profile: Profile, model, channels: int) -> None:
     """Refuse a profile that was measured on another kind of model. Raises ValueError."""
-    for name, here in describe(model, noise).items():
+    for name, here in describe(model, channels).items():
         there = profile.about.get(name)
         if there != here:
             raise ValueError(
@@ -91,9 +92,9 @@ def check_profile(profile: Profile, model, noise: Tensor) -> None:
             )
 
 
-def describe(model, noise: Tensor) -> dict[str, str]:
+def describe(model, channels: int) -> dict[str, str]:
     """What a profile must agree on with the model it is used on."""
-    return {"prediction": model.model_type.name, "channels": str(noise.shape[1])}
+    return {"prediction": model.model_type.name, "channels": str(channels)}
 
 
 def alpha(sampling, sigma: Tensor, x: Tensor) -> Tensor:
@@ -102,10 +103,20 @@ def alpha(sampling, sigma: Tensor, x: Tensor) -> Tensor:
     return sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)
 
 
+def relative_step(model, x: Tensor) -> float:
+    """The step of a difference over the root mean square of x [batch, ...], by the precision the model computes in."""
+    dtype = model.get_dtype_inference()
+    if rounds_activations(model.diffusion_model):
+        return estimators.LARGEST_STEP
+    if dtype == torch.float32 and x.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        dtype = torch.float16  # which TF32 is as coarse as
+    return estimators.relative_step(dtype, x[0].numel())
+
+
 class Run:
     """State of one run."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider):
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor):
         self.options = options
         self.guider = guider
         self.rectifier = RECTIFIERS[options.rectification]
@@ -114,7 +125,7 @@ class Run:
         self.sampling = model.model_sampling
         self.sigma_start = self.sampling.percent_to_sigma(options.start_percent)
         self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
-        self.relative_step = options.step or estimators.RELATIVE_STEP.get(model.get_dtype_inference(), 0.1)
+        self.relative_step = options.step or relative_step(model, noise)
         self.backward = options.estimator in ("auto", "backward")
         self.verifies = options.verify or attention.kernel_is_unknown()  # the first gradient
         self.ranged = options.start_percent > 0 or options.end_percent < 1

@@ -18,10 +18,10 @@ def tell(message: str) -> None:
 
 
 def show(message: str) -> None:
-    """Show a line on the node being executed, if a server is running one."""
+    """Show a line on the node being executed, to the one who queued it, if a server is running one."""
     context, server = get_executing_context(), _server()
-    if context is not None and server is not None:
-        server.send_progress_text(f"REG: {message}", context.node_id)
+    if context is not None and server is not None and server.client_id is not None:
+        server.send_progress_text(f"REG: {message}", context.node_id, server.client_id)
 
 
 def _server():

@@ -5,17 +5,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .options import Options
-from .run import KEY, NO_DENOISER, start
+from .run import KEY, NO_DENOISER, check_profile, start
 
 
 def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
     """A clone of the model whose guidance is rectified, by any guider and sampler. The last one in a chain counts.
 
     Raises:
-        ValueError: the model has no denoiser to look at.
+        ValueError: the model has no denoiser to look at, or the profile is another model's.
     """
     if not hasattr(getattr(model, "model", None), "apply_model") or not hasattr(_sampling(model), "noise_scaling"):
         raise ValueError(NO_DENOISER)
+    if options.profile is not None:
+        check_profile(options.profile, model.model, model.model.latent_format.latent_channels)
     model = model.clone()
     for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
         model.remove_wrappers_with_key(kind, KEY)

@@ -6,7 +6,7 @@ from ..guiders import record
 from ..guiders.prompt import REPORT, rectification_precedes
 
 WITHOUT_REG = (
-    "REG: there is nothing to report on: no REG node stands before this report. "
+    "REG: there is nothing to report on: no REG node with a strength above 0 stands before this report. "
     "Connect the latent of a sampler whose model, guider or sampler has REG."
 )
 NO_RECORD = (

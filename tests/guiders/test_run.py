@@ -350,8 +350,12 @@ def test_skip_below_leaves_out_the_unconditional_pass(model):
 def test_a_profile_of_another_model_is_refused_before_sampling(model):
     for about, words in (({"prediction": "FLOW"}, "prediction FLOW"), ({"channels": "16"}, "channels 16")):
         options = Options("elementwise", "profile", profile=profile(**about))
-        with pytest.raises(ValueError, match=f"REG: .*{words}.*REG Calibrate"):
-            tiny.sample(tiny.guider(on_model(model, options)))
+        sentence = f"REG: .*{words}.*REG Calibrate"
+        with pytest.raises(ValueError, match=sentence):
+            on_model(model, options)
+        with pytest.raises(ValueError, match=sentence):  # here it is the sampler that meets the model
+            tiny.sample(tiny.guider(model), wrap=lambda sampler: RectifiedSampler(sampler, options))
+    assert model.model.diffusion_model.evaluated == 0
 
 
 @pytest.mark.parametrize(

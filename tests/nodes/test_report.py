@@ -54,8 +54,8 @@ class Server:
     def send_sync(self, *args):
         pass
 
-    def send_progress_text(self, text, node_id):
-        self.lines.append((node_id, text))
+    def send_progress_text(self, text, node_id, client_id):
+        self.lines.append((node_id, text, client_id))
 
 
 class Executor:
@@ -65,11 +65,11 @@ class Executor:
         self.executor = PromptExecutor(self.server, CacheType.CLASSIC, {"ram": 0, "ram_inactive": 0, "lru": 0})
         self.count = 0
 
-    def run(self, prompt, *outputs):
-        """Run a prompt; gives what its nodes show."""
+    def run(self, prompt, *outputs, client="browser"):
+        """Run a prompt, as a browser queues it or, without a client, a script; gives what its nodes show."""
         self.count += 1
         prompt = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in prompt.items()}
-        self.executor.execute(prompt, f"prompt {self.count}", {}, outputs or ["report"])
+        self.executor.execute(prompt, f"prompt {self.count}", {"client_id": client} if client else {}, outputs or ["report"])
         return self.executor.history_result["outputs"] if self.executor.success else {}
 
     @property
@@ -188,10 +188,11 @@ def test_custom_sampling(executor, slot):
 
 def test_without_reg_it_is_refused_before_anything_is_sampled(executor, monkeypatch):
     monkeypatch.setattr(nodes, "common_ksampler", lambda *args, **kwargs: pytest.fail("it sampled"))
-    executor.run(graph(sampler=ksampler("tiny")))
-    node, message = executor.error
-    assert node == "report"
-    assert message.startswith("REG: there is nothing to report on")
+    for model in ("tiny", "reg"):
+        executor.run(graph(reg=("REGModel", {"model": ["tiny", 0], **REG, "strength": 0.0}), sampler=ksampler(model)))
+        node, message = executor.error
+        assert node == "report"
+        assert message.startswith("REG: there is nothing to report on")
 
 
 def test_a_latent_that_no_rectified_run_made_gets_a_sentence_in_place_of_a_report(executor):
@@ -204,8 +205,8 @@ def test_a_live_line_on_the_sampling_node(executor, monkeypatch):
     monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
     executor.run(graph())
     assert len(executor.server.lines) == STEPS - 1
-    node, line = executor.server.lines[-1]
-    assert node == "sampler"
+    node, line, client = executor.server.lines[-1]
+    assert (node, client) == ("sampler", "browser")
     assert line.startswith("REG: elementwise by backward, mean f ")
 
 
@@ -213,6 +214,13 @@ def test_the_live_line_is_rare_and_not_without_a_server(executor):
     executor.run(graph(sampler=ksampler("reg", steps=20)))
     assert len(executor.server.lines) < 10
     assert not status.LiveLine("f").on
+
+
+def test_nobody_else_sees_the_live_line(executor, monkeypatch):
+    """ComfyUI sends a text without a client's name to every browser, where a node of the same id would show it."""
+    monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
+    executor.run(graph(), client=None)
+    assert not executor.server.lines
 
 
 CASES = {
