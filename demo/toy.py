@@ -14,7 +14,7 @@ from torch import Tensor
 from ..lab import chains, worlds
 
 SIGMA_DATA = 0.5
-SEED = 21  # of the default mixture
+SEED = 22  # the default mixture: of 32, the nearest to the median distances of no guidance, CFG and REG
 
 
 class Plane(comfy.latent_formats.LatentFormat):

@@ -17,6 +17,7 @@ class REGDemoModel(io.ComfyNode):
             node_id="REGDemoModel",
             display_name="REG Demo Model",
             category="model/loaders",
+            search_aliases=["small model", "coloured shapes", "colored shapes", "example model", "REG"],
             description="A small model that draws coloured shapes, 64x64, on any machine in seconds. It comes with the pack.",
             inputs=[],
             outputs=[
@@ -39,6 +40,7 @@ class REGDemoPrompt(io.ComfyNode):
             node_id="REGDemoPrompt",
             display_name="REG Demo Prompt",
             category="model/conditioning",
+            search_aliases=["shapes prompt", "coloured shapes", "colored shapes", "REG"],
             description='A prompt for the REG Demo Model. With everything left at "any" it is the empty prompt.',
             inputs=[
                 io.Combo.Input(

@@ -35,7 +35,7 @@ class REGCalibrate(io.ComfyNode):
             node_id="REGCalibrate",
             display_name="REG Calibrate",
             category=CATEGORY,
-            search_aliases=["reg profile"],
+            search_aliases=["measure profile", "guidance profile", "calibration", "faster", "REG"],
             description="Measures a profile of a model: what REG would measure at every step, so that later runs need "
             "no extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
             inputs=[
@@ -79,6 +79,7 @@ class REGSaveProfile(io.ComfyNode):
             node_id="REGSaveProfile",
             display_name="REG Save Profile",
             category=CATEGORY,
+            search_aliases=["guidance profile", "save calibration", "REG"],
             description=f"Saves a profile to ComfyUI's models/{FOLDER} folder.",
             inputs=[
                 PROFILE.Input("profile", tooltip="From REG Calibrate."),
@@ -102,6 +103,7 @@ class REGLoadProfile(io.ComfyNode):
             node_id="REGLoadProfile",
             display_name="REG Load Profile",
             category=CATEGORY,
+            search_aliases=["guidance profile", "load calibration", "REG"],
             description="A profile measured before, for estimator = profile and skip_below.",
             inputs=[
                 io.Combo.Input(

@@ -65,6 +65,7 @@ class REGSchedule(io.ComfyNode):
                 SCHEDULE.Output(display_name="schedule", tooltip="Connect to a REG node."),
                 io.Image.Output(display_name="curve", tooltip="The guidance scale over the run, drawn."),
             ],
+            is_output_node=True,
         )
 
     @classmethod

@@ -1,7 +1,9 @@
 """The exact world: what REG does, in a picture, without a checkpoint; and as a MODEL for the real nodes."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
 
+from ..demo import toy
 from ..guiders.options import RECTIFICATIONS
 from . import draw
 
@@ -11,7 +13,12 @@ CATEGORY = "advanced/guidance"
 
 def _mixture(tooltip: str) -> io.Int.Input:
     """A seed that the browser does not change after a run: the toy nodes of a graph must agree on it."""
-    return io.Int.Input("seed", default=21, min=0, max=2**31, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input("seed", default=toy.SEED, min=0, max=2**31, control_after_generate=False, tooltip=tooltip)
+
+
+def _shown(cls, figure: Tensor) -> io.NodeOutput:
+    """A figure as output and on the node."""
+    return io.NodeOutput(figure, ui=ui.PreviewImage(figure, cls=cls))
 
 
 class REGToy(io.ComfyNode):
@@ -21,7 +28,7 @@ class REGToy(io.ComfyNode):
             node_id="REGToy",
             display_name="REG Toy",
             category=CATEGORY,
-            search_aliases=["guidance explained"],
+            search_aliases=["guidance explained", "what guidance does", "exact answer", "mixture", "REG"],
             description="Shows what guidance should do, what CFG does instead, and what REG makes of it, in a world of one "
             "or two dimensions where the right answer is known exactly. Takes a few seconds and no model.",
             inputs=[
@@ -54,11 +61,12 @@ class REGToy(io.ComfyNode):
                 _mixture("Which mixture is drawn in the plane."),
             ],
             outputs=[io.Image.Output(tooltip="The figure.")],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, experiment, rectification, cfg, sigma, seed) -> io.NodeOutput:
-        return io.NodeOutput(draw.image(_figure(experiment, rectification, cfg - 1, sigma, seed)))
+        return _shown(cls, draw.image(_figure(experiment, rectification, cfg - 1, sigma, seed)))
 
 
 def _figure(experiment: str, rectification: str, w: float, sigma: float, seed: int):
@@ -82,6 +90,7 @@ class REGToyModel(io.ComfyNode):
             node_id="REGToyModel",
             display_name="REG Toy Model",
             category=CATEGORY,
+            search_aliases=["exact model", "mixture", "points", "REG"],
             description="The exact world as a model: each point of the latent is a sample in the plane. Connect it to "
             "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
             inputs=[
@@ -98,8 +107,6 @@ class REGToyModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed, points) -> io.NodeOutput:
-        from ..demo import toy
-
         return io.NodeOutput(toy.model(seed), toy.conditioning(True), toy.conditioning(False), toy.latent(points))
 
 
@@ -110,6 +117,7 @@ class REGToyPlot(io.ComfyNode):
             node_id="REGToyPlot",
             display_name="REG Toy Plot",
             category=CATEGORY,
+            search_aliases=["distance to the target", "scatter plot", "points", "REG"],
             description="Draws points sampled from the REG Toy Model over the contours of what guidance should sample, "
             "with their distance to it.",
             inputs=[
@@ -120,6 +128,7 @@ class REGToyPlot(io.ComfyNode):
                 _mixture("The mixture they were sampled from."),
             ],
             outputs=[io.Image.Output(tooltip="The figure.")],
+            is_output_node=True,
         )
 
     @classmethod
@@ -129,4 +138,4 @@ class REGToyPlot(io.ComfyNode):
             raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")
         from ..lab import figures
 
-        return io.NodeOutput(draw.image(figures.points(points[..., 0, 0].double(), cfg - 1, seed)))
+        return _shown(cls, draw.image(figures.points(points[..., 0, 0].double(), cfg - 1, seed)))

@@ -16,7 +16,7 @@ LANGUAGES = ("en", *locales.LANGUAGES)
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
 def test_everything_on_a_node_is_explained(schema):
-    assert schema.display_name and schema.description
+    assert schema.display_name and schema.description and len(schema.search_aliases) >= 3
     nested = [entry for socket in schema.inputs for entry in getattr(socket, "get_all", lambda: [])()]
     unexplained = [socket.id for socket in [*schema.inputs, *nested, *schema.outputs] if not socket.tooltip]
     assert not unexplained, "no tooltip"

@@ -69,7 +69,9 @@ class Executor:
         """Run a prompt, as a browser queues it or, without a client, a script; gives what its nodes show."""
         self.count += 1
         prompt = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in prompt.items()}
-        self.executor.execute(prompt, f"prompt {self.count}", {"client_id": client} if client else {}, outputs or ["report"])
+        self.executor.execute(
+            prompt, f"prompt {self.count}", {"client_id": client} if client else {}, outputs or ["report"]
+        )
         return self.executor.history_result["outputs"] if self.executor.success else {}
 
     @property
