@@ -3,12 +3,14 @@
 The graph is a canvas, so where a node is drawn is asked of the page; what is done there is done with the mouse.
 """
 
+import io
 import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import JavascriptException, WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -178,11 +180,16 @@ class Gui:
         """Addresses of the pictures that a node shows, once they are loaded."""
         return self.js(PICTURES, title)
 
+    def line(self, title: str) -> str | None:
+        """What a node writes of itself while it is executed."""
+        return self.js(LINE, title)
+
     def screenshot(self, name: str) -> None:
-        """Save what is on the screen if screenshots are wanted."""
+        """Save what is on the screen if screenshots are wanted, in few colours to keep them small."""
         if folder := os.environ.get("REG_SCREENSHOTS"):
             time.sleep(1)  # for what fades and slides
-            self.driver.save_screenshot(str(Path(folder, f"{name}.png")))
+            shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+            shot.quantize(128, dither=Image.Dither.NONE).save(Path(folder, f"{name}.png"), optimize=True)
 
 
 NODE = "const node = app.graph._nodes.find(node => node.title == arguments[0]);"
@@ -204,4 +211,5 @@ SET = (
     app.graph.setDirtyCanvas(true, true)
 """
 )
+LINE = NODE + "return node.widgets.find(widget => widget.name == '$$node-text-preview')?.value"
 PICTURES = NODE + "return (node?.imgs ?? []).filter(image => image.naturalWidth).map(image => image.src)"

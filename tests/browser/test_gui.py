@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_the_template_runs_and_shows_its_pictures(demo):
     demo.run()
     with_reg, with_cfg = (demo.until(lambda title=title: demo.pictures(title), title, 120) for title in ("REG", "CFG"))
     assert len(with_reg) == len(with_cfg) == 4
-    demo.screenshot("demo")
+    demo.screenshot("gui-demo")
 
 
 def test_a_node_is_found_by_search_and_wired_by_hand(demo):
@@ -63,7 +64,18 @@ def test_the_report_is_shown_on_its_node(demo):
     demo.wire("Sample with REG", "LATENT", "REG Report", "latent")
     demo.run()
     assert demo.until(lambda: demo.pictures("REG Report"), "the report's picture", 120)
-    demo.screenshot("report")
+    demo.select("REG Report")
+    demo.keys(".")  # ComfyUI's key for: fill the view with what is selected
+    demo.screenshot("gui-report")
+
+
+def test_the_node_that_samples_tells_what_it_does(demo):
+    demo.run()
+    line = demo.until(lambda: demo.line("Sample with REG"), "the line", 120)
+    assert re.fullmatch(r"REG: jacobian by backward, mean gain \d\.\d\d", line)
+    assert demo.line("Sample with CFG") is None
+    demo.element(f"//*[contains(text(), '{line[:24]}')]", "the line on the screen")
+    demo.screenshot("gui-line")
 
 
 def test_the_help_page_opens(demo):
@@ -72,7 +84,7 @@ def test_the_help_page_opens(demo):
     panel = "//*[@data-testid='properties-panel']"
     demo.element(f"{panel}//h1[normalize-space()='REG Model']", "the help page")
     demo.element(f"{panel}//h2[normalize-space()='When to use it']", "its own text, not one made of the schema")
-    demo.screenshot("help")
+    demo.screenshot("gui-help")
 
 
 def test_a_mistake_is_shown_on_its_node(demo):
@@ -82,4 +94,4 @@ def test_a_mistake_is_shown_on_its_node(demo):
     demo.marked("error-overlay-see-errors").click()
     why = "REG: start_percent (0.8) comes after end_percent (0.2): swap them."
     demo.until(lambda: why in demo.marked("properties-panel").text, "the reason")
-    demo.screenshot("error")
+    demo.screenshot("gui-error")
