@@ -83,6 +83,15 @@ def again(evaluate: Callable, *tensors: Tensor, context: Context = nullcontext) 
     return _Node.apply(evaluate, context, *tensors)
 
 
+def alias(tensor: Tensor) -> Tensor:
+    """An ordinary tensor on the same memory, neither a view nor an inference tensor; nothing is copied.
+
+    Autograd lets nobody write into a view that a node of the graph gives.
+    """
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
 class _Node(torch.autograd.Function):
     """Evaluates without a graph, and once more with one when the gradient is asked for."""
 
@@ -92,7 +101,7 @@ class _Node(torch.autograd.Function):
         ctx.save_for_backward(
             *(t.view_as(t) for t in tensors)
         )  # views made here are ordinary tensors, which autograd saves
-        return tuple(evaluate(*tensors))
+        return tuple(alias(out) if isinstance(out, Tensor) and out._is_view() else out for out in evaluate(*tensors))
 
     @staticmethod
     def backward(ctx, *gradients):

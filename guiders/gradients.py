@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..reg.estimators import Evaluation, evaluate
 from .attention import flash_attention
-from .checkpointing import checkpointed
+from .checkpointing import alias, checkpointed
 from .weights import made_again
 
 try:
@@ -137,16 +137,15 @@ class DifferentiableCalls(TorchFunctionMode):
 def _ordinary(value):
     """The same value with every plain inference tensor in it replaced by an ordinary alias of its memory."""
     if isinstance(value, Tensor):
-        return _alias(value) if type(value) in (Tensor, torch.nn.Parameter) and value.is_inference() else value
+        return alias(value) if _is_plain(value) and value.is_inference() else value
     if type(value) in (list, tuple):
         return type(value)(_ordinary(item) for item in value)
     return value
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor on the memory of an inference tensor; nothing is copied."""
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+def _is_plain(tensor: Tensor) -> bool:
+    """Is it a tensor with memory of its own, and not one of quantised parts?"""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def _is_its_own_alias(tensor, value=None, *rest) -> bool:
@@ -195,5 +194,7 @@ def _slices_of(split: Callable) -> Callable:
 
 def _copied_activations(network: torch.nn.Module) -> saved_tensors_hooks:
     """Autograd saves copies of activations, which later writes cannot reach, and the weights themselves."""
-    own = {w.untyped_storage().data_ptr() for w in network.parameters()}
-    return saved_tensors_hooks(lambda t: t if t.untyped_storage().data_ptr() in own else t.clone(), lambda t: t)
+    own = {w.untyped_storage().data_ptr() for w in network.parameters() if _is_plain(w)}
+    return saved_tensors_hooks(
+        lambda t: t.clone() if _is_plain(t) and t.untyped_storage().data_ptr() not in own else t, lambda t: t
+    )

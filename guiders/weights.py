@@ -14,7 +14,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from .checkpointing import again
+from .checkpointing import again, alias
 
 PULL_BACK = {  # by the dimensions of a convolution's weight
     3: torch.nn.grad.conv1d_input,
@@ -72,13 +72,29 @@ def _is_plain_map(layer: torch.nn.Module) -> bool:
     return type(layer).__name__ == "Linear"
 
 
+def rounds_activations(network: torch.nn.Module) -> bool:
+    """Does a layer compute on 8 or 4 bits, so that the network moves in jumps?"""
+    return any(
+        _is_fast_fp8(layer)
+        or (
+            isinstance(getattr(layer, "weight", None), QuantizedTensor)
+            and not getattr(layer, "_full_precision_mm", True)
+        )
+        for layer in network.modules()
+    )
+
+
+def _is_fast_fp8(layer: torch.nn.Module) -> bool:
+    return type(layer).__qualname__ == "fp8_ops.Linear"
+
+
 class _Map(torch.autograd.Function):
     """A linear layer that keeps nothing for its gradient."""
 
     @staticmethod
     def forward(ctx, layer, forward, x):
         ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
-        return forward(x.clone() if _writes_into_input(layer) else x)
+        return alias(forward(x.clone() if _is_fast_fp8(layer) else x))  # that one clamps its input in place
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -91,11 +107,6 @@ class _Map(torch.autograd.Function):
             return None, None, _pull_back(layer, weight.to(gradient.dtype), gradient, ctx.shape)
         finally:
             comfy.ops.uncast_bias_weight(layer, made, bias, stream)
-
-
-def _writes_into_input(layer: torch.nn.Module) -> bool:
-    """ComfyUI's fast fp8 layer clamps its input in place."""
-    return type(layer).__qualname__ == "fp8_ops.Linear"
 
 
 def _pull_back(layer: torch.nn.Module, weight: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:

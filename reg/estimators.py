@@ -15,8 +15,15 @@ from . import per_sample
 
 Denoise = Callable[[Tensor], Tensor]  # x [batch, ...] -> the denoised prediction D(x), same shape
 
-# Difference step over the latent's own root mean square, by the dtype the model computes in.
-RELATIVE_STEP = {torch.float64: 1e-4, torch.float32: 0.03, torch.float16: 0.05, torch.bfloat16: 0.1}
+# Of a difference, by the dtype the model computes in, over the latent's own root mean square: how far to move along the
+# whole direction, which curvature limits, and the least step of one value, which rounding asks for (docs/steps.md).
+SHIFTS = {
+    torch.float64: (0.01, 1e-6),
+    torch.float32: (0.1, 1e-4),
+    torch.float16: (0.5, 3e-3),
+    torch.bfloat16: (1.0, 1e-2),
+}
+LARGEST_STEP = 0.1  # and that of networks that compute on 8 bits
 
 
 def differentiable():
@@ -59,6 +66,15 @@ class Probe:
     def product(self, denoised: Tensor, denoised_moved: Tensor) -> Tensor:
         """Jv ≈ (D(x + h v̂) − D(x)) rms(v) / h, [batch, ...]."""
         return (denoised_moved - denoised) * self.scale
+
+
+def relative_step(dtype: torch.dtype, size: int) -> float:
+    """The step of a difference over the root mean square of x, for a latent of `size` values in each sample.
+
+    All values move together, by √size times the step in units of the noise along that direction.
+    """
+    shift, least = SHIFTS.get(dtype, SHIFTS[torch.bfloat16])
+    return min(max(shift / size**0.5, least), LARGEST_STEP)
 
 
 def probe(x: Tensor, v: Tensor, relative_step: float) -> Probe:
