@@ -1,8 +1,9 @@
 """One sampling run with rectified guidance: born when sampling starts, gone when it ends.
 
-Three hooks do the work, all on the run's own copy of the model options. `_on_step` wraps a step; `_on_conds` wraps the
-evaluation of the conds, where what the rectification needs is cheapest; `_on_guided` runs after every guidance rule and
-post-CFG patch, where the guidance term is known, and rectifies it.
+Four hooks do the work, all on the run's own copy of the model options. `_on_step` wraps a step; `_on_conds` wraps the
+evaluation of the conds, where what the rectification needs is cheapest; `_on_predicted` runs before any patch of the
+predictions; `_on_guided` runs after every guidance rule and post-CFG patch, where the guidance term is known, and
+rectifies it.
 """
 
 from collections.abc import Callable
@@ -60,8 +61,8 @@ def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mod
     if merges_tokens(model_options) and (options.estimator == "difference" or options.rectification == "ratio"):
         tell("token merging jumps from one latent to the next, which spoils differences: choose estimator = backward")
     run = Run(options, guider, noise)
-    hooks = model_options.get("sampler_post_cfg_function", [])
-    model_options["sampler_post_cfg_function"] = [*hooks, run._on_guided]
+    model_options["sampler_pre_cfg_function"] = [run._on_predicted, *model_options.get("sampler_pre_cfg_function", [])]
+    model_options["sampler_post_cfg_function"] = [*model_options.get("sampler_post_cfg_function", []), run._on_guided]
     add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
     add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run._on_step, guider.model_options, is_model_options=True)
     return run.recorder
@@ -138,6 +139,8 @@ class Run:
         self.ahead: Ahead | None = None
         self.from_cache = False  # were the conds of this step answered without the network?
         self.kept: Tensor | None = None  # what stands for the last measurement
+        self.made: Tensor | None = None  # the last rectified prediction
+        self.compares_guider = True  # does the guider give what was made, or does it go on?
         self.recorder = recorder(options, guider)
         self.live = LiveLine(self.recorder.kept_name)
 
@@ -158,7 +161,12 @@ class Run:
     def _on_step(self, executor, *args, **kwargs):
         """PREDICT_NOISE wrapper: a step begins, and nothing is left of the one before."""
         self.ahead, self.from_cache = None, False
-        return executor(*args, **kwargs)
+        denoised = executor(*args, **kwargs)
+        if self.compares_guider and self.made is not None:  # at one step only, for it waits for the device
+            self.compares_guider = False
+            if not torch.equal(denoised, self.made):
+                tell("comes before the last of this guider's guidance, which stays as it is")
+        return denoised
 
     def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
@@ -180,6 +188,14 @@ class Run:
         out = self._predictions(here) if guided else here.plain()
         self.ahead.predictions += [(cond, d, model) for cond, d in zip(conds, out, strict=True)]
         return out
+
+    def _on_predicted(self, args: dict) -> list[Tensor]:
+        """Pre-CFG hook, first of all: predictions that were put together from context windows are seen only here."""
+        if self.ahead is None:
+            self.ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
+            predictions = zip(args["conds"], args["conds_out"], strict=True)
+            self.ahead.predictions = [(cond, d, args["model"]) for cond, d in predictions]
+        return args["conds_out"]
 
     def _predictions(self, conds: CondsPass) -> list[Tensor]:
         if self._skips(conds.sigma) and len(conds.conds) == 2:
@@ -277,7 +293,8 @@ class Run:
         self.age += 1
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
         self._report(step, rectified)
-        return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        self.made = rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        return self.made
 
     def _rectify(self, step: Step) -> Tensor:
         if self._measures():

@@ -41,6 +41,7 @@ class Family:
     checkpoint: Callable = nothing
     starts_from_latent: bool = False  # without noise: from the latent it is given
     apart: bool = False  # predictions depend on the batch: texts of two seeds differ in length, so that none is shared
+    masked: bool = False  # the first half of the (first) latent is given, and only the rest is to be denoised
 
     @torch.inference_mode()
     def build(self, seed=0, dtype=torch.float32):
@@ -58,6 +59,14 @@ class Family:
         """Normal numbers in the shape of the latent: a tensor, or a NestedTensor."""
         draw = draw_from(seed)
         parts = [draw(*shape) for shape in self.latents]
+        return parts[0] if len(parts) == 1 else NestedTensor(parts)
+
+    def mask(self):
+        """The denoise mask in the parts of the latent, 0 where it is given; None without one."""
+        if not self.masked:
+            return None
+        parts = [torch.ones(shape[0], 1, *shape[2:]) for shape in self.latents]
+        parts[0][:, :, : parts[0].shape[2] // 2] = 0
         return parts[0] if len(parts) == 1 else NestedTensor(parts)
 
     def conditioning(self, seed=0):

@@ -20,8 +20,12 @@ def sample(family: Family, model, sampler, sigmas: Tensor, *, positive=1, negati
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(family.conditioning(positive), family.conditioning(negative))
     guider.set_cfg(cfg)
-    start = family.latent(5) * family.starts_from_latent
-    return guider.sample(family.latent(seed), start, sampler, sigmas, seed=seed, disable_pbar=True)
+    start, noise, mask = (
+        family.latent(5) * (family.starts_from_latent or family.masked),
+        family.latent(seed),
+        family.mask(),
+    )
+    return guider.sample(noise, start, sampler, sigmas, mask, seed=seed, disable_pbar=True)
 
 
 def euler(family: Family, model, steps: int, **options):
@@ -31,11 +35,14 @@ def euler(family: Family, model, steps: int, **options):
 
 
 def predictions(family: Family, model, latents: Callable, cfg: float) -> list[Tensor]:
-    """The guided predictions at each of latents(x), in one run; x is the noisy latent at half of the schedule."""
+    """The guided predictions at each of latents(x), in one run; x is the noisy latent at half of the schedule.
+
+    A mask is applied by ComfyUI around them.
+    """
 
     def evaluate(denoise, x, sigmas, extra_args=None, **_):
-        sigma = sigmas[0] * x.new_ones(len(x))
-        out.extend(denoise(at, sigma, **extra_args) for at in latents(x))
+        sigma, (guider, options) = sigmas[0] * x.new_ones(len(x)), (denoise.inner_model, extra_args["model_options"])
+        out.extend(guider(at, sigma, options, extra_args["seed"]) for at in latents(x))
         return x
 
     out = []

@@ -1,4 +1,4 @@
-"""ComfyUI's own patches beside REG: what `test_company.py` tests, and what `docs/company.md` says.
+"""ComfyUI's own patches beside REG, and what else people use: what the tests here show, and what `docs/company.md` says.
 
 `python3 tests/guiders/company.py` writes the page from this table; a test fails when the page is another.
 """
@@ -159,6 +159,105 @@ LORA_HOOKS = Neighbour(
     "with estimator = difference, and REG says so.",
 )
 
+BLENDED = "CFG, by the Jacobian of the prompt's parts as ComfyUI blends them"
+STEPS = "the steps of the run that are in the range"
+
+
+@dataclass(frozen=True)
+class Company:
+    """What people use besides patches of the guidance: in prompts, as guiders, in runs."""
+
+    name: str
+    rectified: str
+    note: str = ""  # for the page
+    works: str = "yes"
+    refuses: str = "nothing"
+
+
+PROMPTS = [
+    Company("LoRA as patched weights", WITHIN),
+    Company("ControlNet, T2I-Adapter, chains of them", WITHIN),
+    Company(
+        "IP-Adapter and other attention patches",
+        WITHIN,
+        "Each prompt keeps its place in the batch (`cond_or_uncond`) in REG's extra evaluations, so that it meets its own "
+        "pictures there.",
+    ),
+    Company("GLIGEN", WITHIN),
+    Company("unCLIP (pictures in the prompt)", WITHIN),
+    Company("inpaint models", WITHIN),
+    Company(
+        "model sampling nodes (shifts, v, x0, LCM, zero SNR, EDM)", "CFG, with α and the range of the new schedule"
+    ),
+    Company("areas, masks, default prompts", BLENDED),
+    Company("prompts of a part of the schedule", BLENDED, "Of those that take part in the step."),
+    Company(
+        "context windows",
+        "CFG, by the Jacobian of what the windows are fused to",
+        "Nothing can be had ahead there: measuring with a gradient costs one more conditional evaluation.",
+    ),
+    Company(
+        "batches, odd sizes, a prompt or a noise level for each sample",
+        "each sample by itself",
+        refuses="a latent with other channels than the model's",
+    ),
+    Company(
+        "video with sound, given frames",
+        "CFG, over all parts of the latent",
+        refuses="REG Calibrate, where there is sound",
+    ),
+]
+
+GUIDERS = [
+    Company("CFG Guider", "CFG"),
+    Company("Basic Guider", "nothing: one prompt has no guidance, and REG says so", works="no"),
+    Company("CFG Override", "CFG at the overridden scale; steps at cfg 1 stay as they are"),
+    Company(
+        "Dual CFG Guider, nested",
+        "the guidance from cond2 to cond1",
+        "The guider goes on after every patch: the guidance from the negative to what was rectified stays as it is, and "
+        "REG says so.",
+        works="in part",
+    ),
+    Company(
+        "Dual CFG Guider, regular",
+        "the guidance from the negative to cond2",
+        "The guider adds cond1's term after every patch: that stays as it is, and REG says so. With cfg_cond2_negative at "
+        "1 nothing is left to rectify.",
+        works="in part",
+    ),
+    Company("Dual Model CFG Guider", "CFG", "The ratio compares with the Jacobian of the negative's model."),
+    Company(
+        "Perp-Neg Guider, Perp-Neg",
+        "Perp-Neg's guidance",
+        "With the guider, the ratio compares with the empty prompt, which that guidance starts from; with the older node, "
+        "with the negative.",
+    ),
+    Company("Video Linear and Triangle CFG Guidance", "CFG, each frame at its scale"),
+]
+
+RUNS = [
+    Company(
+        "every sampler in ComfyUI's list",
+        "each evaluation of a step",
+        "CFG++ samplers see the true unconditional prediction, and SDE samplers draw the noise that they draw without "
+        "REG. `every` counts evaluations: samplers that evaluate twice a step measure twice as often.",
+    ),
+    Company(
+        "noise masks, soft masks, Differential Diffusion",
+        "the whole prediction",
+        "ComfyUI puts the given part of the picture back afterwards.",
+    ),
+    Company("AR Video's sampler", "nothing: it takes no cfg but 1, and REG says so", works="no"),
+    Company("img2img, partial denoise", STEPS),
+    Company(
+        "Split Sigmas, KSampler (Advanced), base and refiner",
+        STEPS,
+        "`start_percent` and `end_percent` are of the model's whole schedule in every stage, as everywhere in ComfyUI. A "
+        "stage begins by measuring anew.",
+    ),
+]
+
 HEAD = """# REG in company
 
 REG is applied last. Whatever the order of the nodes, it comes after every other patch of the guidance, once per step:
@@ -176,6 +275,27 @@ the other patch must act as it does alone.
 |---|---|---|---|---|
 """
 
+MORE = """
+## In prompts and networks
+
+What follows is tested against single steps and whole runs written out by hand, with all rectifications, by the reverse
+pass and by differences (`tests/guiders/test_additions.py`, `test_added_networks.py`, `test_guiders.py`,
+`test_samplers.py`). Model families have [a page of their own](families.md).
+
+| in a prompt or a network | works | what is rectified | refuses |
+|---|---|---|---|
+{prompts}
+## Guiders
+
+| guider | works | what is rectified | refuses |
+|---|---|---|---|
+{guiders}
+## Samplers and runs
+
+| in a run | works | what is rectified | refuses |
+|---|---|---|---|
+{runs}"""
+
 TAIL = """
 ## What to know
 
@@ -191,11 +311,17 @@ Sampler in one run: the one on the model counts, and REG says so.
 
 
 def page() -> str:
-    """The page, from the table."""
+    """The page, from the tables."""
     neighbours = [*GUIDANCE, *NETWORK, LORA_HOOKS, *CACHES]
-    rows = [f"| {n.name} | yes | {n.rectified} | no | nothing |\n" for n in neighbours]
-    notes = [f"- **{n.name}**: {n.note}" for n in neighbours if n.note]
-    return HEAD + "".join(rows) + TAIL.format(notes="\n".join(notes))
+    rows = "".join(f"| {n.name} | yes | {n.rectified} | no | nothing |\n" for n in neighbours)
+    more = MORE.format(prompts=table(PROMPTS), guiders=table(GUIDERS), runs=table(RUNS))
+    everything = [*neighbours, *PROMPTS, *GUIDERS, *RUNS]
+    notes = [f"- **{one.name}**: {one.note}" for one in everything if one.note]
+    return HEAD + rows + more + TAIL.format(notes="\n".join(notes))
+
+
+def table(rows: list[Company]) -> str:
+    return "".join(f"| {one.name} | {one.works} | {one.rectified} | {one.refuses} |\n" for one in rows)
 
 
 if __name__ == "__main__":

@@ -271,6 +271,26 @@ def test_context_windows(model, options, dim, fuse):
     check(predicted(guider(in_windows), x), options, conditional, unconditional, x)
 
 
+@kinds
+def test_a_patch_of_the_predictions_in_context_windows(model, options):
+    """D_c is what the windows gave, before the patch; what the patch adds to it is guidance."""
+    x = tiny.latent(1, 6)
+    in_windows = nodes_context_windows.ContextWindowsManualNode.execute(
+        on_model(model, options), 4, 2, "standard_static", 1, False, "flat", 2, False, causal_window_fix=False
+    ).args[0]
+    in_windows.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0] + 0.2 * x, args["conds_out"][1]])
+    conditional, unconditional = (
+        windowed(at(model, text), (0, 2), torch.ones(4), 2) for text in (tiny.POSITIVE, tiny.NEGATIVE)
+    )
+
+    def guided(d_cond, d_uncond):
+        return cfg(d_cond + 0.2 * x, d_uncond)
+
+    expected = by_hand.step(options, conditional, unconditional, guided, x, 1.0)
+    for found in predicted(guider(in_windows), x):
+        by_hand.assert_same(found, expected, guided(conditional(x), unconditional(x)) - conditional(x))
+
+
 # Runs that begin, end or are masked somewhere
 
 

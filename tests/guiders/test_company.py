@@ -1,7 +1,6 @@
 """REG beside ComfyUI's own patches, through their nodes: what is rectified, REG is last, they act as alone."""
 
 import logging
-from functools import cache
 
 import pytest
 
@@ -17,8 +16,8 @@ from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
 from pack.tests.guiders import company
+from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, guider
 
-CFG, PERCENT, DRAW = 4.0, 0.5, 7
 BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("elementwise", "difference", step=0.002)
 FAINT = Options("elementwise", "backward", strength=1e-6)
 
@@ -32,20 +31,6 @@ def neighbours(rows):
 
 SINGLE_STEPS = [*company.GUIDANCE, *company.NETWORK]
 estimators = pytest.mark.parametrize("options", [BACKWARD, DIFFERENCE], ids=["backward", "difference"])
-
-
-@cache
-def built(family):
-    """A tiny model whose weights autograd accepts, so that Jacobians can be had without REG."""
-    model = FAMILIES[family].build()
-    for module in model.model.modules():
-        for name, weight in module._parameters.items():
-            module._parameters[name] = (
-                weight if weight is None else torch.nn.Parameter(weight.clone(), requires_grad=False)
-            )
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = buffer if buffer is None else buffer.clone()
-    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,41 +51,9 @@ def patched(row, model):
     return out[0] if isinstance(out, tuple) else out.args[0]
 
 
-class At(comfy.samplers.Sampler):
-    """Not a sampler: it asks once for the guided prediction at x. Chance is the same each time."""
-
-    def __init__(self, x, sigma):
-        self.x, self.sigma = x, sigma
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
-        torch.manual_seed(DRAW)
-        self.denoised = model_wrap(self.x, torch.full([len(self.x)], self.sigma), **extra_args)
-        return noise
-
-
-def guider(family, model, cfg=CFG, positive=None):
-    out = comfy.samplers.CFGGuider(model)
-    out.set_conds(positive or FAMILIES[family].conditioning(1), FAMILIES[family].conditioning(2))
-    out.set_cfg(cfg)
-    return out
-
-
 def latent(row, family, seed=0):
     shape = FAMILIES[family].latent().shape[:-2]
     return torch.randn(*shape, row.size, row.size, generator=torch.Generator().manual_seed(seed))
-
-
-def sigma_of(model):
-    return float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
-
-
-def answer(guided, x, sigma=None):
-    """The guided prediction at x. Under autograd if x asks for it, else as in a prompt."""
-    at = At(x, sigma or sigma_of(guided.model_patcher))
-    blank = torch.zeros_like(x.detach())
-    with torch.inference_mode(not x.requires_grad):
-        guided.sample(blank, blank, at, torch.tensor([1.0, 0.0]), disable_pbar=True)
-    return at.denoised
 
 
 def watched(model, seen):
@@ -133,11 +86,6 @@ def product(guided_by, model, x, options):
             return alpha * torch.autograd.grad(d_cond(guided_by, model, leaf).sum(), leaf)[0]
     h = 0.002
     return alpha * (d_cond(guided_by, model, x + h) - d_cond(guided_by, model, x - h)) / (2 * h)
-
-
-def alpha_of(model):
-    scaling = model.get_model_object("model_sampling").noise_scaling
-    return scaling(torch.tensor([sigma_of(model)]), torch.zeros(1), torch.ones(1)).item()
 
 
 def check(guided_by, model, x, options):

@@ -1,5 +1,7 @@
 """ComfyUI's guiders with REG: each against its own rule and the formula, written out by hand."""
 
+import logging
+
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -162,6 +164,15 @@ def guiders(model):
         "regular": dual(model, tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE, 3.0, 2.0, "regular"),
         "perp_neg": nodes_perpneg.PerpNegGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, TEXTS["empty"], CFG, 0.8),
     }
+
+
+@pytest.mark.parametrize(("name", "goes_on"), [("cfg", 0), ("perp_neg", 0), ("nested", 1), ("regular", 1)])
+def test_guidance_that_a_guider_adds_after_reg_is_named_once(model, name, goes_on, caplog):
+    guider = guiders(on_model(model, by_hand.EVERY_KIND[0]))[name].args[0]
+    with caplog.at_level(logging.WARNING, "pack.guiders"):
+        answers(guider)
+    assert caplog.text.count("the last of this guider's guidance") == goes_on
+    assert len(caplog.records) == goes_on
 
 
 @pytest.mark.parametrize("name", ["cfg", "nested", "regular", "perp_neg"])
