@@ -1,4 +1,4 @@
-"""Draws a record: pictures for a node, legible at 400 pixels. Matplotlib is imported when something is drawn."""
+"""Draws a record: pictures for a node, legible at 300 pixels. Matplotlib is imported when something is drawn."""
 
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, DPI = 900, 780, 100  # pixels, and pixels an inch
+WIDTH, HEIGHT, DPI = 640, 760, 100  # pixels, and pixels an inch
 NARROWEST, WIDEST = 0.05, 1.0  # how far from 1 the maps' colours reach
-CHARACTERS = 84  # of small print in one line
+CHARACTERS = 66  # of small print in one line
 
 
 class Theme(NamedTuple):
@@ -40,7 +40,7 @@ def record(record: Record, theme: str) -> Tensor:
     with _style(theme):
         figure = _figure()
         figure.suptitle(f"REG {record.options.rectification} by {record.estimator}", fontsize=18, fontweight="bold")
-        maps, panels = figure.subfigures(2, 1, height_ratios=[1, 2.5])
+        maps, panels = figure.subfigures(2, 1, height_ratios=[1, 3])
         _draw_maps(maps, record, theme)
         _draw_curves(panels.subplots(2, 2), record)
         figure.supxlabel(_small_print(record), fontsize=13)
@@ -82,11 +82,13 @@ def _draw_curves(axes, record: Record) -> None:
     kept, cfg, correction, seconds = axes.flat
     low, high = record.kept - record.spread, record.kept + record.spread
     kept.fill_between(record.sigma, low, high, alpha=0.25, linewidth=0)
-    _curve(kept, record, record.kept, f"mean {record.kept_name} ± spread", within=(0, 1.05))
+    _curve(kept, record, record.kept, f"{record.kept_name}: mean ± spread", within=(0, 1.05))
     cfg.plot(record.sigma, record.plain_cfg, linestyle="--", color="grey")
-    _curve(cfg, record, record.cfg, "effective cfg (dashed: without REG)", within=(1, 1.5))
-    _curve(correction, record, record.correction, "correction ‖R(g) − g‖ / ‖g‖", within=(0, 0.1))
+    _curve(cfg, record, record.cfg, "effective cfg (- - without)", within=(1, 1.5))
+    _curve(correction, record, record.correction, "correction / guidance", within=(0, 0.1))
     _curve(seconds, record, record.seconds, "seconds a step", within=(0, 0.01))
+    for axis in (correction, seconds):
+        axis.set_xlabel("sigma", labelpad=0)
 
 
 def _curve(axis: "Axes", record: Record, values: Tensor, title: str, within: tuple[float, float]) -> None:
@@ -97,12 +99,11 @@ def _curve(axis: "Axes", record: Record, values: Tensor, title: str, within: tup
     axis.set_title(title, fontsize=15)
     bottom, top = axis.get_ylim()
     axis.set_ylim(min(bottom, within[0]) if values.min() < within[0] else within[0], max(top, within[1]))
-    axis.set_xlabel("sigma", labelpad=0)
     if record.sigma.max() > 1:  # noise levels of a flow model go from 1 to 0; others over decades
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.invert_xaxis()
-    axis.yaxis.set_major_locator(MaxNLocator(4))
+    axis.yaxis.set_major_locator(MaxNLocator(3))
     axis.grid(True)
 
 
