@@ -1,4 +1,4 @@
-"""Draws a record: pictures for a node, legible at 300 pixels. Matplotlib is imported when something is drawn."""
+"""Draws a record: pictures for a node, legible at 250 pixels. Matplotlib is imported when something is drawn."""
 
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, DPI = 640, 760, 100  # pixels, and pixels an inch
+WIDTH, HEIGHT, DPI = 640, 560, 100  # pixels, of the shape that a new node has room for; and pixels an inch
 NARROWEST, WIDEST = 0.05, 1.0  # how far from 1 the maps' colours reach
 CHARACTERS = 66  # of small print in one line
 
@@ -39,8 +39,8 @@ def record(record: Record, theme: str) -> Tensor:
         return sentence(record.summary(), theme)
     with _style(theme):
         figure = _figure()
-        figure.suptitle(f"REG {record.options.rectification} by {record.estimator}", fontsize=18, fontweight="bold")
-        maps, panels = figure.subfigures(2, 1, height_ratios=[1, 3])
+        figure.suptitle(f"REG {record.options.rectification} by {record.estimator}", fontsize=16, fontweight="bold")
+        maps, panels = figure.subfigures(2, 1, height_ratios=[1, 2.6])
         _draw_maps(maps, record, theme)
         _draw_curves(panels.subplots(2, 2), record)
         figure.supxlabel(_small_print(record), fontsize=13)
