@@ -177,7 +177,7 @@ def samples(
     pair = worlds.classes(seed)
     target = optimal.GridTarget(pair, w)
     exact = target.sample(4 * count, torch.Generator().manual_seed(seed + 1))
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
     figure.suptitle(f"{count} samples, w = {w:g}, {sampler}, {steps} steps: contours are what guidance should sample")
     names = ("none", "cfg", rectification)
     for axes, name in zip(figure.subplots(1, 3, sharex=True, sharey=True), names, strict=True):
@@ -187,7 +187,8 @@ def samples(
         axes.scatter(*x.T, s=4, alpha=0.4, color=COLOURS[name], lw=0)
         _target_contours(axes, target)
         distance = measure.sliced_wasserstein(x, exact)
-        axes.set(title=f"{NAMES[name]}: distance {distance:.3f}", aspect="equal")
+        axes.set_title(f"{NAMES[name]}\ndistance {distance:.3f}", fontsize=15)
+        axes.set_aspect("equal")
         _fit(axes, exact)
     return figure
 
