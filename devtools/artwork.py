@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -56,16 +56,18 @@ def paths(rule: str, pair: worlds.Pair, starts: torch.Tensor) -> torch.Tensor:
     return torch.stack(seen)
 
 
-def draw(size: tuple[int, int], count: int, line: float, low: float, high: float, first: int = 0) -> Figure:
+def draw(
+    size: tuple[int, int], count: int, line: float, low: float, high: float, first: int = 0, glow: Colormap = GLOW
+) -> Figure:
     """The world from `low` to `high` without words, `size` in pixels; `first` leaves out the first noise levels."""
     pair = worlds.paper_line()
     target = optimal.GridTarget(pair, W)
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor=GLOW(0))
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor=glow(0))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     extent = (0, STEPS - 1, low, high)
     axes.imshow(
-        density(target, low, high), cmap=GLOW, extent=extent, origin="lower", aspect="auto", interpolation="bicubic"
+        density(target, low, high), cmap=glow, extent=extent, origin="lower", aspect="auto", interpolation="bicubic"
     )
     starts = torch.linspace(-1.4, 1.4, count, dtype=torch.float64)
     for rule, colour in (("cfg", CFG), ("elementwise", REG)):

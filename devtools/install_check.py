@@ -3,6 +3,7 @@
 Works on what is committed, in a temporary folder, offline. Each line that is printed was checked.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text())["project"]
 NAME, VERSION = PROJECT["name"], PROJECT["version"]
 COPY = "ComfyUI-REG"  # the folder's name
 MANAGER = ("--enable-manager",)
+TEMPLATES = sorted(path.stem for path in PACK.glob("workflows/*.json"))
+BLUEPRINT = "CFG beside REG"
 PATIENCE = 60  # seconds that the Manager gets for a task
 
 
@@ -72,7 +75,12 @@ def works(client: Client, title: str) -> None:
     outputs = client.wait(client.queue(prompt))
     check(any("images" in output for output in outputs.values()), "the demo template draws")
     templates = client._get("/api/workflow_templates").json()
-    check("demo" in templates.get(title, []), "the template is offered", templates)
+    check(sorted(templates.get(title, [])) == TEMPLATES, f"{len(TEMPLATES)} templates are offered", templates)
+    for name, kind in itertools.product(TEMPLATES, ("json", "jpg")):
+        client._get(f"/api/workflow_templates/{title}/{name}.{kind}")
+    check(True, "each is served with its thumbnail")
+    blueprints = [entry["name"] for entry in client._get("/global_subgraphs").json().values()]
+    check(BLUEPRINT in blueprints, "the blueprint is offered", blueprints)
     page = client._get(f"/extensions/{title}/docs/REGModel/en.md").text
     check(page.startswith("# REG Model"), "the help page is served", page[:80])
 

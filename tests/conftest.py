@@ -4,6 +4,7 @@ The repository's root cannot be imported by name: its `nodes` would hide ComfyUI
 ComfyUI; `python3 dev.py test` names ComfyUI's folder in COMFYUI_PATH.
 """
 
+import json
 import os
 import sys
 import types
@@ -15,8 +16,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / "workflows"
+
 pack = types.ModuleType("pack")
-pack.__path__ = [str(Path(__file__).parents[1])]
+pack.__path__ = [str(ROOT)]
 sys.modules["pack"] = pack
 
 PINNED = (0, 30, 0)  # the ComfyUI whose models, patches and page are known to these tests
@@ -67,8 +71,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(scope="session")
 def comfyui_folder(tmp_path_factory):
-    """Where the server of the session has its models, input and output."""
-    return tmp_path_factory.mktemp("comfyui")
+    """Where the server of the session has its models, input and output. An empty file stands for each model of a template."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    for template in WORKFLOWS.glob("*.json"):
+        for node in json.loads(template.read_text(encoding="utf-8"))["nodes"]:
+            for model in node["properties"].get("models", []):
+                file = folder / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

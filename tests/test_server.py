@@ -1,6 +1,4 @@
-"""A real ComfyUI server loads the pack, runs every workflow, and samples what the same code samples here."""
-
-from pathlib import Path
+"""A real ComfyUI server loads the pack and samples what the same code samples here."""
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from pack.guiders.options import Options  # noqa: E402
 from pack.guiders.ways_in import on_model  # noqa: E402
 from pack.nodes.demo import REGDemoModel, REGDemoPrompt  # noqa: E402
 
-WORKFLOWS = sorted(Path(__file__).parents[1].glob("workflows/*.json"))
 PROMPT = {"shape": "square", "colour": "green", "background": "light", "count": "1"}
 EMPTY = dict.fromkeys(PROMPT, "any")
 CFG = 4.0
@@ -76,16 +73,6 @@ def test_server_lists_the_nodes(server):
     nodes = {name: node for name, node in server.object_info().items() if name.startswith("REG")}
     assert set(nodes) >= {"REGModel", "REGGuider", "REGSampler", "REGDemoModel", "REGDemoPrompt"}
     assert all(node["description"] for node in nodes.values())
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_runs(server, path):
-    prompt = workflow.load(path, server.object_info())
-    for node in prompt.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = 3  # whether it runs shows in a few
-    outputs = server.wait(server.queue(prompt))
-    assert any("images" in output for output in outputs.values())
 
 
 @pytest.mark.parametrize("rectification", [None, "elementwise", "jacobian"])
