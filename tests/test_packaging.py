@@ -8,8 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from pack import dev
 from pack.devtools.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +77,17 @@ def test_the_forges_workflow_files_are_sound():
     linter = [str(Path(sys.executable).parent / "zizmor"), "--offline", "--strict-collection", "--quiet"]
     found = subprocess.run([*linter, ".github/workflows"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+def test_the_forges_workflow_files_refer_to_what_there_is(path):
+    """Which the linter does not see: jobs that are needed, files, names in the matrix, and the shell's own syntax."""
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    for job in jobs.values():
+        needed = job.get("needs", [])
+        assert ({needed} if isinstance(needed, str) else set(needed)) <= set(jobs)
+        assert not job.get("uses", "").startswith("./") or (ROOT / job["uses"]).is_file()
+        assert set(re.findall(r"\bmatrix\.(\w+)", str(job))) == set(job.get("strategy", {}).get("matrix", {}))
+        for script in (step["run"] for step in job.get("steps", []) if "run" in step):
+            assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+            assert set(re.findall(r"dev\.py (\S+)", script)) <= set(dev.COMMANDS)

@@ -127,7 +127,8 @@ def test_a_report_shows_its_run(executor):
     shown = executor.run(graph())
     assert text(shown).startswith("REG: elementwise by backward")
     assert f"{STEPS} cond, {STEPS} uncond, 0 extra, {STEPS} reverse" in text(shown)
-    assert len(shown["report"]["images"]) == 1
+    (picture,) = shown["report"]["images"]
+    assert (picture["type"], picture["subfolder"]) == ("temp", "")
 
 
 def test_the_latent_passes_and_the_outputs_follow(executor):
