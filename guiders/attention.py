@@ -11,20 +11,23 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .checkpointing import again
+from .checkpointing import Context, again
 
 SLOT = "optimized_attention_override"
 WITH_GRADIENT = {f"attention_{name}" for name in ("basic", "split", "sub_quad", "pytorch", "xformers")}
 SAME = 0.1  # relative difference between attention as a patch computes it and PyTorch's: above an 8-bit kernel's
 
 
-def differentiable(model_options: dict) -> dict:
+def differentiable(model_options: dict, context: Context) -> dict:
     """A copy of model_options whose attention has a gradient.
 
     An override that another pack put there stays in charge, and is handed PyTorch's kernel as the one to call.
+
+    Args:
+        context: makes the context in which attention is evaluated again.
     """
     options = dict(model_options.get("transformer_options", {}))
-    options[SLOT] = Attention(options.get(SLOT))
+    options[SLOT] = Attention(options.get(SLOT), context)
     return {**model_options, "transformer_options": options}
 
 
@@ -36,8 +39,9 @@ def kernel_is_unknown() -> bool:
 class Attention:
     """An override of one differentiated pass."""
 
-    def __init__(self, theirs: Callable | None):
+    def __init__(self, theirs: Callable | None, context: Context):
         self.theirs = theirs  # the override of another pack
+        self.context = context
         self.compared = False  # has theirs been found to be a kernel and nothing else?
 
     def __call__(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
@@ -56,7 +60,7 @@ class Attention:
             return self._by_theirs(exact, q, k, v, *args, **kwargs)
         if func.__name__ in WITH_GRADIENT:
             return exact(q, k, v)
-        return with_gradient_of(exact, lambda q, k, v: func(q, k, v, *args, **kwargs), q, k, v)
+        return with_gradient_of(exact, lambda q, k, v: func(q, k, v, *args, **kwargs), self.context, q, k, v)
 
     def _by_theirs(self, exact: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
         called = False
@@ -70,7 +74,7 @@ class Attention:
         if called or out.requires_grad:
             return out
         self._compare(out, exact(*(t.detach() for t in (q, k, v))) if not self.compared else out)
-        return with_gradient_of(exact, lambda q, k, v: out.clone(), q, k, v)
+        return with_gradient_of(exact, lambda q, k, v: out.clone(), self.context, q, k, v)
 
     def _compare(self, out: Tensor, exact: Tensor) -> None:
         if (out - exact).norm() > SAME * exact.norm():
@@ -78,13 +82,19 @@ class Attention:
         self.compared = True
 
 
-def with_gradient_of(exact: Callable, kernel: Callable, *tensors: Tensor) -> Tensor:
-    """What `kernel` computes, with the gradient of `exact`, which is evaluated in the reverse pass."""
-    (out,) = again(lambda *tensors: [exact(*tensors) if torch.is_grad_enabled() else kernel(*tensors)], *tensors)
+def with_gradient_of(exact: Callable, kernel: Callable, context: Context, *tensors: Tensor) -> Tensor:
+    """What `kernel` computes, with the gradient of `exact`, which is evaluated within `context` in the reverse pass."""
+
+    def evaluate(*tensors: Tensor) -> list[Tensor]:
+        return [exact(*tensors) if torch.is_grad_enabled() else kernel(*tensors)]
+
+    (out,) = again(evaluate, *tensors, context=context)
     return out
 
 
-def flash_attention(op: Callable, q: Tensor, k: Tensor, v: Tensor, dropout_p=0.0, causal=False, softmax_scale=-1.0):
+def flash_attention(
+    op: Callable, context: Context, q: Tensor, k: Tensor, v: Tensor, dropout_p=0.0, causal=False, softmax_scale=-1.0
+) -> Tensor:
     """ComfyUI's op for flash-attn's kernel, which has no gradient formula, with one: [batch, tokens, heads, width]."""
     scale = None if softmax_scale == -1.0 else softmax_scale
 
@@ -92,4 +102,7 @@ def flash_attention(op: Callable, q: Tensor, k: Tensor, v: Tensor, dropout_p=0.0
         q, k, v = (t.transpose(1, 2) for t in qkv)
         return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
 
-    return with_gradient_of(exact, lambda q, k, v: op(q, k, v, dropout_p, causal, softmax_scale), q, k, v)
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return op(q, k, v, dropout_p, causal, softmax_scale)
+
+    return with_gradient_of(exact, kernel, context, q, k, v)

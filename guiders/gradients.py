@@ -58,7 +58,8 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
 @contextmanager
 def _recording(network: torch.nn.Module, care: Care):
     """Where autograd can record the network."""
-    with _copied_activations(network) if care.copies else nullcontext(), made_again(network), DifferentiableCalls():
+    copies = _copied_activations(network) if care.copies else nullcontext()
+    with copies, made_again(network, DifferentiableCalls), DifferentiableCalls():
         yield
 
 
@@ -159,7 +160,7 @@ def _differentiable(func):
     if func.__name__ in SPLITS:
         return _slices_of(func)
     if str(func).startswith("comfy.flash_attn"):
-        return partial(flash_attention, func)
+        return partial(flash_attention, func, DifferentiableCalls)
     if kitchen is None or not str(func).startswith("comfy_kitchen"):
         return func
     name = func.__name__.split(".")[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reg import estimators
 from ..reg.estimators import Evaluation
 from . import attention
-from .gradients import Care, evaluate_with_graph
+from .gradients import Care, DifferentiableCalls, evaluate_with_graph
 from .neighbours import Chance, couples_conds, without_cache, without_work_units
 
 Conds = list[list[dict] | None]
@@ -100,7 +100,7 @@ class CondsPass:
 
     def graph(self, care: Care) -> Evaluation:
         """The guided cond's prediction, with its graph."""
-        options = without_work_units(attention.differentiable(self.model_options))
+        options = without_work_units(attention.differentiable(self.model_options, DifferentiableCalls))
 
         def denoise(x: Tensor) -> Tensor:
             self.beside = self._guided(x, options)

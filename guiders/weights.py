@@ -14,7 +14,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from .checkpointing import again, alias
+from .checkpointing import Context, again, alias
 
 PULL_BACK = {  # by the dimensions of a convolution's weight
     3: torch.nn.grad.conv1d_input,
@@ -24,12 +24,16 @@ PULL_BACK = {  # by the dimensions of a convolution's weight
 
 
 @contextmanager
-def made_again(network: torch.nn.Module):
-    """For the length of a pass, autograd keeps no weight of the network that was made for the pass."""
+def made_again(network: torch.nn.Module, context: Context):
+    """For the length of a pass, autograd keeps no weight of the network that was made for the pass.
+
+    Args:
+        context: makes the context in which a layer is evaluated again.
+    """
     found = [layer for layer in network.modules() if _may_make_weights(layer)]
     try:
         for layer in found:
-            layer.forward = partial(_call, layer, layer.forward)
+            layer.forward = partial(_call, layer, layer.forward, context)
         yield
     finally:
         for layer in found:
@@ -54,11 +58,11 @@ def _makes_weights(layer: torch.nn.Module, x: Tensor) -> bool:
     return weight.dtype != x.dtype or weight.device != x.device
 
 
-def _call(layer: torch.nn.Module, forward: Callable, x: Tensor, *args, **kwargs):
+def _call(layer: torch.nn.Module, forward: Callable, context: Context, x: Tensor, *args, **kwargs):
     if not (torch.is_grad_enabled() and x.requires_grad and _makes_weights(layer, x)):
         return forward(x, *args, **kwargs)
     if args or kwargs or not _is_plain_map(layer):
-        (out,) = again(lambda x: [forward(x, *args, **kwargs)], x)
+        (out,) = again(lambda x: [forward(x, *args, **kwargs)], x, context=context)
         return out
     return _Map.apply(layer, forward, x)
 

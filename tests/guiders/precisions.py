@@ -36,7 +36,7 @@ def quantised(family: Family, algorithm: str, fast: bool) -> CoreModelPatcher:
     full = family.build().model.diffusion_model
     config = family.config(family.unet)
     config.quant_config = {"mixed_ops": True}
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(torch.float32, torch.float32)
     if fast:
         config.custom_operations = comfy.ops.mixed_precision_ops({}, torch.float32)
     model = config.get_model(family.checkpoint(draw_from(0)), "", device=CPU)

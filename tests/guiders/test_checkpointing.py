@@ -15,7 +15,12 @@ from pack.tests.guiders import tiny
 
 def denoiser(family):
     """The network of a tiny family, x and a function of x."""
-    network, x = family.build().model.diffusion_model, family.latent()
+    return denoiser_of(family, family.build())
+
+
+def denoiser_of(family, model):
+    """The same of a model of the family."""
+    network, x = model.model.diffusion_model, family.latent()
     (text, extras), *_ = family.conditioning(1)
     y = extras.get("pooled_output")
     return network, x, lambda x: network(x, torch.full([len(x)], 300.0), context=text, y=y, transformer_options={})
