@@ -19,6 +19,7 @@ COMMANDS = {  # name: module, what it does
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
     "bench": ("benchmarks", "measure what a guided step costs"),
+    "steps": ("benchmarks.steps", "measure the error of the difference estimator by its step"),
 }
 
 
