@@ -1,4 +1,8 @@
-"""`python -m benchmarks`: what a guided step costs, as ratios to CFG's in one run; a Markdown table."""
+"""`python -m benchmarks`: what a guided step costs, as ratios to CFG's in one run; Markdown tables.
+
+On a GPU the models have their real sizes, and time is the clock's. On a CPU they are reduced, and time is the
+processor's, in one thread, so that other programs hardly count.
+"""
 
 import argparse
 import platform
@@ -6,120 +10,191 @@ import shlex
 import statistics
 import sys
 import time
-import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from comfy.cli_args import args as comfy_options
 
-comfy_options.cpu = not torch.cuda.is_available()
-ROOT = Path(__file__).parents[1]
-pack = sys.modules.setdefault("pack", types.ModuleType("pack"))
-pack.__path__ = [str(ROOT)]
+from .start import pack  # noqa: F401  (before ComfyUI)
 
-import comfy.samplers  # noqa: E402  (ComfyUI reads its options when it is imported)
-from comfy_extras.nodes_pag import PerturbedAttentionGuidance  # noqa: E402
+from . import models  # isort: skip
 
-from pack.guiders.options import Options  # noqa: E402
-from pack.guiders.ways_in import on_model  # noqa: E402
-from pack.reg.profile import Profile  # noqa: E402
+import comfy.samplers  # isort: skip
 
-from . import models  # noqa: E402
+from pack.guiders.options import Options  # isort: skip
+from pack.guiders.run import describe  # isort: skip
+from pack.guiders.ways_in import on_model  # isort: skip
+from pack.reg.profile import Profile  # isort: skip
+
+GPU = torch.cuda.is_available()
+STEPS = 9  # the first is not timed: what it finds out once is no cost of a step
+TARGETS = {  # × CFG: time, peak memory
+    "elementwise, backward": (1.55, None),
+    "elementwise, backward, checkpointed": (None, 1.5),
+    "jacobian, backward": (1.55, None),
+    "jacobian, difference": (1.50, 1.05),
+    "elementwise, difference, batched": (1.35, None),
+    "ratio": (2.0, 1.05),
+    "elementwise, backward, every 4": (1.15, None),
+    "elementwise, difference, batched, every 4": (1.15, None),
+    "ratio, every 4": (1.27, None),
+    "profile": (1.02, 1.05),
+    "profile, half of the unconditional passes skipped": (0.85, 1.05),
+}
 
 
-def flat_profile() -> Profile:
-    """A profile under which guidance does something at the noisier half of the steps only."""
-    ones = torch.ones(3)
-    effect = torch.tensor([0.0, 0.0, 1.0])
-    about = {"prediction": "EPS", "channels": "4"}
-    return Profile(torch.tensor([0.01, 1.0, 1.1]), ones[:, None].expand(-1, 4), ones, ones, effect, about)
+@dataclass
+class Cost:
+    """Of one run."""
+
+    seconds: float  # a step
+    peak: int  # bytes, the weights among them
 
 
-def variants() -> dict[str, Options | None]:
-    """Name -> what is asked of REG; None is ComfyUI's own CFG."""
+def flat_profile(about: dict[str, str], middle: float) -> Profile:
+    """A profile under which guidance does something above a noise level only."""
+    sigmas = torch.tensor([middle * 1e-3, middle, middle * 1.001])
+    ones, effect = torch.ones(3), torch.tensor([0.0, 0.0, 1.0])
+    return Profile(sigmas, ones[:, None].expand(-1, int(about["channels"])), ones, ones, effect, about)
+
+
+def variants(profile: Profile) -> dict[str, Options]:
+    """Name -> what is asked of REG."""
     measured = {
-        "elementwise, backward": Options("elementwise", "backward"),
-        "elementwise, backward, every 4": Options("elementwise", "backward", every=4),
-        "elementwise, difference": Options("elementwise", "difference"),
-        "elementwise, difference, every 4": Options("elementwise", "difference", every=4),
-        "jacobian, backward": Options("jacobian", "backward"),
-        "jacobian, backward, every 4": Options("jacobian", "backward", every=4),
+        "elementwise, backward": Options("elementwise", "backward", checkpoint="off"),
+        "elementwise, backward, checkpointed": Options("elementwise", "backward", checkpoint="always"),
+        "elementwise, difference, batched": Options("elementwise", "difference"),
+        "jacobian, backward": Options("jacobian", "backward", checkpoint="off"),
+        "jacobian, backward, checkpointed": Options("jacobian", "backward", checkpoint="always"),
         "jacobian, difference": Options("jacobian", "difference"),
-        "jacobian, difference, every 4": Options("jacobian", "difference", every=4),
         "ratio": Options("ratio", "difference"),
-        "ratio, every 4": Options("ratio", "difference", every=4),
     }
-    profile = flat_profile()
-    profiled = {
+    refreshed = {
+        f"{name}, every 4": Options(o.rectification, o.estimator, every=4, checkpoint=o.checkpoint)
+        for name, o in measured.items()
+    }
+    return {
+        **measured,
+        **refreshed,
         "profile": Options("ratio", "profile", profile=profile),
-        "profile, half the unconditional passes skipped": Options("ratio", "profile", profile=profile, skip_below=0.1),
+        "profile, half of the unconditional passes skipped": Options(
+            "ratio", "profile", profile=profile, skip_below=0.1
+        ),
     }
-    return {"CFG": None, **measured, **profiled}
+
+
+def now() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 @torch.inference_mode()
-def seconds(model, conds, noise: torch.Tensor, steps: int) -> tuple[float, int]:
-    """Seconds per step of an Euler run at cfg 5, and its peak of device memory in bytes (0 where there is none)."""
+def sample(model, architecture: models.Architecture, steps: int) -> float:
+    """Seconds per step of an Euler run at cfg 5, the first not counted."""
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*conds)
+    guider.set_conds(*architecture.prompts())
     guider.set_cfg(5.0)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.synchronize()
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
+    times = []
+    guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        callback=lambda *args: times.append(now()),
+        disable_pbar=True,
+    )
+    return (times[-1] - times[0]) / max(1, steps - 1)
+
+
+def peak(model, architecture: models.Architecture) -> int:
+    """Peak memory of two steps in bytes, the weights among it."""
+    if GPU:
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
-    sampler = comfy.samplers.sampler_object("euler")
-    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True)
-    if cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / steps, torch.cuda.max_memory_allocated() if cuda else 0
+        sample(model, architecture, 2)
+        return torch.cuda.max_memory_allocated()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        sample(model, architecture, 2)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most + sum(w.nbytes for w in model.model.parameters())
 
 
-def measure(model, size: int, steps: int, rounds: int) -> dict[str, list[tuple[float, int]]]:
+def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) -> dict[str, list[Cost]]:
     """Every variant once a round, so that a machine that slows down slows all of them."""
-    conds = [[[torch.randn(1, 77, 768), {}]] for _ in range(2)]
-    noise = torch.randn(1, 4, size, size)
-    models_by_name = {name: on_model(model, options) if options else model for name, options in variants().items()}
-    models_by_name["PAG with CFG (core)"] = PerturbedAttentionGuidance.execute(model, 3.0).args[0]
-    seconds(model, conds, noise, 1)
-    times = {name: [] for name in models_by_name}
+    model = architecture.build(dtype)
+    sampling = model.get_model_object("model_sampling")
+    middle = float(comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2])
+    profile = flat_profile(describe(model.model, torch.zeros(1, *architecture.latent)), middle)
+    by_name = {"CFG": model} | {name: on_model(model, options) for name, options in variants(profile).items()}
+    if architecture.core:
+        name, patched = architecture.core
+        by_name[f"{name} (ComfyUI's own)"] = patched(model)
+    sample(model, architecture, 1)
+    peaks = {name: peak(variant, architecture) for name, variant in by_name.items()}
+    costs = {name: [] for name in by_name}
     for _ in range(rounds):
-        for name, variant in models_by_name.items():
-            times[name].append(seconds(variant, conds, noise, steps))
-    return times
+        for name, variant in by_name.items():
+            costs[name].append(Cost(sample(variant, architecture, STEPS), peaks[name]))
+    return costs
 
 
-def table(times: dict[str, list[tuple[float, int]]]) -> str:
-    """Markdown: median seconds a step, and the median over rounds of the ratio to CFG in the same round."""
-    lines = ["| guided step | s | × CFG | peak memory × CFG |", "|---|---|---|---|"]
-    for name, runs in times.items():
-        ratio = statistics.median(run[0] / cfg[0] for run, cfg in zip(runs, times["CFG"], strict=True))
-        memory = f"{runs[0][1] / times['CFG'][0][1]:.2f}" if times["CFG"][0][1] else "–"
-        lines.append(f"| {name} | {statistics.median(run[0] for run in runs):.3f} | {ratio:.2f} | {memory} |")
+def table(costs: dict[str, list[Cost]]) -> str:
+    """Markdown: median seconds a step, the median over rounds of the ratio to CFG in the same round, peak memory."""
+    lines = ["| guided step | s | time × CFG | target | peak memory × CFG | target |", "|---|---|---|---|---|---|"]
+    for name, runs in costs.items():
+        ratio = statistics.median(run.seconds / cfg.seconds for run, cfg in zip(runs, costs["CFG"], strict=True))
+        memory = runs[0].peak / costs["CFG"][0].peak
+        time_target, memory_target = TARGETS.get(name, (None, None))
+        seconds = statistics.median(run.seconds for run in runs)
+        lines.append(
+            f"| {name} | {seconds:.3f} | {ratio:.2f} | {judged(ratio, time_target)} "
+            f"| {memory:.2f} | {judged(memory, memory_target)} |"
+        )
     return "\n".join(lines)
 
 
+def judged(value: float, target: float | None) -> str:
+    """The target, and by how much it is missed."""
+    if target is None:
+        return ""
+    return f"{target:.2f}" + (f", missed by {value - target:.2f}" if value > target + 0.005 else "")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--channels", type=int, default=320 if torch.cuda.is_available() else 64, help="UNet width")
-    parser.add_argument("--size", type=int, default=64 if torch.cuda.is_available() else 32, help="latent side")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    known = models.architectures(GPU)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="+", choices=known, default=list(known), metavar="MODEL", help=", ".join(known)
+    )
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
-    times = measure(models.sd15(arguments.channels, dtype), arguments.size, arguments.steps, arguments.rounds)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    text = (
-        f"Stable Diffusion 1.5's UNet, {arguments.channels} channels, random weights, latent {arguments.size}², batch 1, "
-        f"Euler, cfg 5, {dtype}; median of {arguments.rounds} rounds of {arguments.steps} steps, all in one run. "
-        f"{device}, torch {torch.__version__}, Python {platform.python_version()}.\n"
-        f"Made by `{shlex.join(['python3', 'dev.py', 'bench', *sys.argv[1:]])}`.\n\n{table(times)}\n"
-    )
-    print(text)
+    torch.set_num_threads(torch.get_num_threads() if GPU else 1)
+    dtype = torch.bfloat16 if GPU else torch.float32
+    device = torch.cuda.get_device_name() if GPU else f"{platform.machine()} CPU, one thread, the processor's own time"
+    parts = [
+        f"# What a guided step costs\n\nMade by `{shlex.join(['python3', 'dev.py', 'bench', *sys.argv[1:]])}`. Random weights, "
+        f"batch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}; median of {arguments.rounds} rounds of {STEPS - 1} "
+        f"steps, all in one run. Peak memory is of two steps, the weights among it. {device}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}."
+    ]
+    for name in arguments.models:
+        architecture = known[name]
+        costs = measure(architecture, dtype, arguments.rounds)
+        latent = "×".join(map(str, architecture.latent))
+        size = "" if GPU else ", reduced"
+        parts.append(f"## {architecture.name}{size}: {architecture.size}, latent {latent}\n\n{table(costs)}")
+        print(parts[-1], flush=True)
     if arguments.output:
-        arguments.output.write_text(text)
+        arguments.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def option_inputs() -> list:
             default=0.0,
             min=0.0,
             max=1.0,
-            step=0.01,
+            step=0.001,
+            round=0.00001,
             advanced=True,
             tooltip="Step of the difference estimator, over the latent's own scale. 0 chooses: by the model's precision, "
             "and for jacobian the step that the guidance itself makes.",
