@@ -1,6 +1,7 @@
 """A run: the ways in, what costs nothing, what is kept between measurements, what happens when something fails."""
 
 import logging
+from functools import partial
 
 import pytest
 
@@ -354,7 +355,7 @@ def test_a_profile_of_another_model_is_refused_before_sampling(model):
         with pytest.raises(ValueError, match=sentence):
             on_model(model, options)
         with pytest.raises(ValueError, match=sentence):  # here it is the sampler that meets the model
-            tiny.sample(tiny.guider(model), wrap=lambda sampler: RectifiedSampler(sampler, options))
+            tiny.sample(tiny.guider(model), wrap=partial(RectifiedSampler, options=options))
     assert model.model.diffusion_model.evaluated == 0
 
 
