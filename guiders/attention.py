@@ -33,7 +33,11 @@ def differentiable(model_options: dict, context: Context) -> dict:
 
 def kernel_is_unknown() -> bool:
     """Does ComfyUI run on a kernel without a gradient? Some models call it where no override reaches it."""
-    return comfy.ldm.modules.attention.optimized_attention.__name__ not in WITH_GRADIENT
+    return not _has_gradient(comfy.ldm.modules.attention.optimized_attention)
+
+
+def _has_gradient(kernel: Callable) -> bool:
+    return getattr(kernel, "__name__", "") in WITH_GRADIENT
 
 
 class Attention:
@@ -58,7 +62,7 @@ class Attention:
             return self.theirs(func, q, k, v, *args, **kwargs) if self.theirs else func(q, k, v, *args, **kwargs)
         if self.theirs is not None:
             return self._by_theirs(exact, q, k, v, *args, **kwargs)
-        if func.__name__ in WITH_GRADIENT:
+        if _has_gradient(func):
             return exact(q, k, v)
         return with_gradient_of(exact, lambda q, k, v: func(q, k, v, *args, **kwargs), self.context, q, k, v)
 
