@@ -25,6 +25,7 @@ FLAGS = (
 )
 MISSING = "no Chromium with its driver is installed here (Debian and Ubuntu: apt-get install chromium chromium-driver)"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # no greeting, nothing over the graph
+NOWHERE = (700, 18)  # on the page, where nothing answers the pointer
 PLACE = """
     const [find, offset] = arguments, canvas = app.canvas.canvas.getBoundingClientRect()
     const node = app.graph._nodes.find(node => node.title == find)
@@ -117,6 +118,11 @@ class Gui:
         x, y = self.until(lambda: self.js(PLACE, title, offset), f"{title}: {offset}")
         return round(x), round(y)
 
+    def point(self, place: tuple[int, int]) -> None:
+        chain = ActionChains(self.driver, duration=50)
+        chain.w3c_actions.pointer_action.move_to_location(*place)
+        chain.perform()
+
     def click(self, place: tuple[int, int], double: bool = False) -> None:
         chain = ActionChains(self.driver, duration=50)
         chain.w3c_actions.pointer_action.move_to_location(*place)
@@ -187,9 +193,20 @@ class Gui:
     def screenshot(self, name: str) -> None:
         """Save what is on the screen if screenshots are wanted, in few colours to keep them small."""
         if folder := os.environ.get("REG_SCREENSHOTS"):
+            self.point(NOWHERE)
             time.sleep(1)  # for what fades and slides
             shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
-            shot.quantize(128, dither=Image.Dither.NONE).save(Path(folder, f"{name}.png"), optimize=True)
+            in_few_colours(shot).save(Path(folder, f"{name}.png"), optimize=True)
+
+
+def in_few_colours(picture: Image.Image) -> Image.Image:
+    """A palette of the most frequent colours as they are, which are the page's, and of others spread over the rest."""
+    found = [colour for _, colour in sorted(picture.getcolors(picture.width * picture.height), reverse=True)]
+    exact, rest = found[:64], Image.new("RGB", (max(1, len(found) - 64), 1))
+    rest.putdata(found[64:])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for colour in exact for value in colour] + rest.quantize(192).getpalette())
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 NODE = "const node = app.graph._nodes.find(node => node.title == arguments[0]);"

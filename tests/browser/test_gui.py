@@ -60,7 +60,7 @@ def test_a_node_is_found_by_search_and_wired_by_hand(demo):
 
 
 def test_the_report_is_shown_on_its_node(demo):
-    demo.add("REG Report", "REG Report", EMPTY, (920, 470))
+    demo.add("REG Report", "REG Report", EMPTY, (690, 650))
     demo.wire("Sample with REG", "LATENT", "REG Report", "latent")
     demo.run()
     assert demo.until(lambda: demo.pictures("REG Report"), "the report's picture", 120)
@@ -76,6 +76,17 @@ def test_the_node_that_samples_tells_what_it_does(demo):
     assert demo.line("Sample with CFG") is None
     demo.element(f"//*[contains(text(), '{line[:24]}')]", "the line on the screen")
     demo.screenshot("gui-line")
+
+
+def test_what_a_node_draws_is_shown_on_it(gui):
+    gui.open()
+    gui.js("app.graph.clear()")
+    gui.add("guidance explained", "REG Toy", EMPTY, (300, 150))
+    gui.add("guidance interval", "REG Schedule", EMPTY, (900, 150))
+    gui.run()
+    for title in ("REG Toy", "REG Schedule"):
+        assert len(gui.until(lambda title=title: gui.pictures(title), f"the picture of {title}", 120)) == 1
+    gui.screenshot("gui-toy")
 
 
 def test_the_help_page_opens(demo):
