@@ -159,10 +159,12 @@ class Run:
             return False
         return self.kept is None or self.age >= self.options.every
 
-    def _on_step(self, executor, *args, **kwargs):
-        """PREDICT_NOISE wrapper: a step begins, and nothing is left of the one before."""
+    def _on_step(self, executor, x, *args, **kwargs):
+        """PREDICT_NOISE wrapper: a step begins, and nothing is looked ahead for it yet."""
         self.ahead, self.from_cache = None, False
-        denoised = executor(*args, **kwargs)
+        if self.made is not None and self.made.shape != x.shape:
+            self.kept = None  # the sampler went on at another size
+        denoised = executor(x, *args, **kwargs)
         if self.compares_guider and self.made is not None:  # at one step only, for it waits for the device
             self.compares_guider = False
             if not torch.equal(denoised, self.made):

@@ -30,6 +30,14 @@ def ordinary(network):
     return network
 
 
+def copying():
+    """Where autograd saves copies, for networks that write into what was saved.
+
+    (PyTorch's `allow_mutation_on_saved_tensors` tells tensors apart by their addresses, and now and then errs.)
+    """
+    return torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor)
+
+
 class At(comfy.samplers.Sampler):
     """Not a sampler: it asks for the guided prediction at x, as often as told. Chance is the same each time."""
 

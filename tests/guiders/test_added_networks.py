@@ -22,15 +22,16 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import CoreModelPatcher
+from comfy_extras.nodes_context_windows import LTXVContextWindowsNode, WanContextWindowsManualNode
 
 import nodes  # ComfyUI's
 from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
-from pack.tests.families.family import draw_from, randomise
+from pack.tests.families.family import Family, draw_from, randomise
 from pack.tests.families.measure import graphs, measure, state
 from pack.tests.families.sampling import sample
 from pack.tests.guiders import by_hand
-from pack.tests.guiders.single_step import CFG, alpha_of, answer, answers, built, guider, ordinary
+from pack.tests.guiders.single_step import CFG, alpha_of, answer, answers, built, copying, guider, ordinary
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.03  # of differences, which are of first order
@@ -250,7 +251,7 @@ def test_against_the_jacobian_of_comfyuis_prediction(name, caplog):
 
     guidance = (CFG - 1) * (conditional(x) - unconditional(x))
     for options in by_hand.EVERY_KIND:
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():  # ControlNets write into what was saved
+        with copying():  # ControlNets write into what was saved
             expected = by_hand.step(
                 options, conditional, unconditional, cfg, x, alpha_of(reference.model), by_hand.differenced
             )
@@ -271,10 +272,31 @@ def test_they_do_something(name):
     assert (one - other).norm() > 0.02 * other.norm()
 
 
+@dataclass(frozen=True)
+class InWindows(Family):
+    """A family in context windows of three latent frames."""
+
+    node: type = WanContextWindowsManualNode
+    lengths: tuple[int, int] = (9, 4)  # of a window and of an overlap, in frames of the video
+
+    def build(self, *args, **kwargs):
+        model, shared = super().build(*args, **kwargs), {"context_schedule": "standard_static", "freenoise": True}
+        shared |= {"fuse_method": "pyramid", "context_stride": 1, "closed_loop": False}
+        return self.node.execute(model, *self.lengths, **shared).args[0]
+
+
+def in_windows(family, *latents, **node):
+    return InWindows(**vars(family) | {"latents": latents} | node)
+
+
 ODD = {"Flux": (2, 16, 7, 9), "WAN21_T2V": (2, 16, 3, 7, 9)}
 OTHERWISE = {
     **{f"odd sizes, {name}": replace(FAMILIES[name], latents=(shape,)) for name, shape in ODD.items()},
     "a start frame, noise levels by frame": replace(FAMILIES["WAN22_T2V"], masked=True),
+    "context windows": in_windows(FAMILIES["WAN21_T2V"], (1, 16, 5, 8, 8)),
+    "context windows with sound": in_windows(
+        FAMILIES["LTXAV"], (1, 128, 5, 4, 4), (1, 8, 10, 16), node=LTXVContextWindowsNode, lengths=(17, 8)
+    ),
     "a start frame and sound": replace(FAMILIES["LTXAV"], masked=True),
 }
 

@@ -1,6 +1,7 @@
 """What people add to a prompt or a run, on the tiny network, through ComfyUI's nodes: against predictions and steps
 written out by hand. What is added to larger networks is in `test_added_networks.py`."""
 
+from inspect import signature
 from itertools import chain
 
 import pytest
@@ -255,6 +256,13 @@ def windowed(d, windows, weights, dim):
     return denoised
 
 
+def windows_of_four(model, fuse, dim):
+    """The model in windows that overlap by two."""
+    node = nodes_context_windows.ContextWindowsManualNode
+    newer = {"causal_window_fix": False} if "causal_window_fix" in signature(node.execute).parameters else {}
+    return node.execute(model, 4, 2, "standard_static", 1, False, fuse, dim, False, **newer).args[0]
+
+
 @kinds
 @pytest.mark.parametrize("dim", [0, 2])
 @pytest.mark.parametrize("fuse", ["pyramid", "flat"])
@@ -262,9 +270,7 @@ def test_context_windows(model, options, dim, fuse):
     """Six frames in windows of four: along the batch, as in AnimateDiff, or within the latent, as in video models."""
     x = tiny.latent(6 if dim == 0 else 1, 6)
     weights = torch.tensor([1.0, 2.0, 2.0, 1.0]) if fuse == "pyramid" else torch.ones(4)
-    in_windows = nodes_context_windows.ContextWindowsManualNode.execute(
-        on_model(model, options), 4, 2, "standard_static", 1, False, fuse, dim, False, causal_window_fix=False
-    ).args[0]
+    in_windows = windows_of_four(on_model(model, options), fuse, dim)
     conditional, unconditional = (
         windowed(at(model, text), (0, 2), weights, dim) for text in (tiny.POSITIVE, tiny.NEGATIVE)
     )
@@ -275,9 +281,7 @@ def test_context_windows(model, options, dim, fuse):
 def test_a_patch_of_the_predictions_in_context_windows(model, options):
     """D_c is what the windows gave, before the patch; what the patch adds to it is guidance."""
     x = tiny.latent(1, 6)
-    in_windows = nodes_context_windows.ContextWindowsManualNode.execute(
-        on_model(model, options), 4, 2, "standard_static", 1, False, "flat", 2, False, causal_window_fix=False
-    ).args[0]
+    in_windows = windows_of_four(on_model(model, options), "flat", 2)
     in_windows.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0] + 0.2 * x, args["conds_out"][1]])
     conditional, unconditional = (
         windowed(at(model, text), (0, 2), torch.ones(4), 2) for text in (tiny.POSITIVE, tiny.NEGATIVE)

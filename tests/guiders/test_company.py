@@ -16,7 +16,7 @@ from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
 from pack.tests.guiders import company
-from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, guider
+from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, copying, guider
 
 BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("elementwise", "difference", step=0.002)
 FAINT = Options("elementwise", "backward", strength=1e-6)
@@ -82,7 +82,7 @@ def product(guided_by, model, x, options):
     alpha = alpha_of(model)
     if options.estimator == "backward":
         leaf = x.clone().requires_grad_(True)
-        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with torch.enable_grad(), copying():
             return alpha * torch.autograd.grad(d_cond(guided_by, model, leaf).sum(), leaf)[0]
     h = 0.002
     return alpha * (d_cond(guided_by, model, x + h) - d_cond(guided_by, model, x - h)) / (2 * h)

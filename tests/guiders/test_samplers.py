@@ -4,12 +4,15 @@ So each evaluation of a step, the noise of SDE samplers and the unconditional pr
 compared.
 """
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 from comfy.samplers import SAMPLER_NAMES
+from comfy_extras import nodes_advanced_samplers
 
 from pack.guiders.options import Options
 from pack.guiders.ways_in import RectifiedSampler, on_model
@@ -35,10 +38,10 @@ def sampled(guider, sampler, **options):
     return tiny.sample(guider, steps=STEPS, sampler=sampler, **options), torch.get_rng_state()
 
 
-def check(model, sampler, options):
-    plain, drawn = sampled(tiny.guider(model, CFG), sampler)
-    answer, drawn_too = sampled(tiny.guider(on_model(model, options), CFG), sampler)
-    expected, _ = sampled(by_hand.Guider(model, CFG, options), sampler)
+def check(model, sampler, options, **wrapped):
+    plain, drawn = sampled(tiny.guider(model, CFG), sampler, **wrapped)
+    answer, drawn_too = sampled(tiny.guider(on_model(model, options), CFG), sampler, **wrapped)
+    expected, _ = sampled(by_hand.Guider(model, CFG, options), sampler, **wrapped)
     assert torch.equal(drawn, drawn_too)
     by_hand.assert_same(answer, expected, expected - plain)
 
@@ -56,6 +59,24 @@ def test_samples_as_with_the_formula_by_differences(model, sampler):
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "euler_cfg_pp", "heun", "dpmpp_2m_sde", "lcm"])
 def test_flow_models_too(sampler):
     check(tiny.as_model(tiny.Network(), "FLOW"), sampler, BACKWARD)
+
+
+@pytest.mark.parametrize("version", ["regular", "alternative"])
+def test_the_node_of_cfg_pp(model, version):
+    node = nodes_advanced_samplers.SamplerEulerCFGpp.execute(version).args[0]
+    check(model, "euler", BACKWARD, wrap=lambda _: node)
+
+
+@pytest.mark.parametrize("options", [BACKWARD, DIFFERENCE], ids=by_hand.name)
+def test_a_sampler_that_changes_the_size(model, options):
+    """LCM Upscale grows the latent at every step here: what was measured at another size is not kept."""
+    node = nodes_advanced_samplers.SamplerLCMUpscale.execute(2.0, STEPS, "bilinear").args[0]
+    check(model, "lcm", options, wrap=lambda _: node)
+    each, kept = (
+        sampled(tiny.guider(on_model(model, replace(options, every=every)), CFG), "lcm", wrap=lambda _: node)[0]
+        for every in (1, 10)
+    )
+    assert torch.equal(each, kept)
 
 
 @samplers
