@@ -170,6 +170,7 @@ def check_managed_clone(source: Path, base: Path) -> None:
 
 
 def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the demo: on a busy machine threads wait for each other
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = folder / "source"
