@@ -93,7 +93,7 @@ class Record:
         return [means, f"{'sigma':>9}  {self.kept_name:>6} ± spread  {'cfg':>13}  correction", *table]
 
 
-def method(rectification: str, estimator: str, fallback: str) -> str:
+def method(rectification: str, estimator: str, fallback: str = "") -> str:
     """How a rectification is had, in one line."""
     return f"{rectification} by {estimator}" + (f" ({fallback})" if fallback else "")
 

@@ -312,7 +312,8 @@ class Run:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = self._estimator()
         self.recorder.step(step, rectified, self.kept)
-        self.live.step(self.kept, method(self.options.rectification, self.recorder.estimator, self.recorder.fallback))
+        how = method(self.options.rectification, self.recorder.estimator)
+        self.live.step(self.kept, how, self.recorder.fallback)
 
     def _estimator(self) -> str:
         """The estimator in use."""

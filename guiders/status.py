@@ -1,6 +1,7 @@
 """What a run tells its user: one line in the log, and on the node that is sampling."""
 
 import logging
+import textwrap
 import time
 
 from comfy_execution.utils import get_executing_context
@@ -9,6 +10,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 0.5
+REASON = 120  # characters
 
 
 def tell(message: str) -> None:
@@ -41,13 +43,14 @@ class LiveLine:
         self.steps = 0
         self.shown_at = 0.0
 
-    def step(self, kept: Tensor, method: str) -> None:
+    def step(self, kept: Tensor, method: str, fallback: str) -> None:
         """A guided step was taken. The line tells of the steps before: their numbers are there without waiting."""
         if not self.on:
             return
         now = time.monotonic()
         if self.steps and now - self.shown_at > SECONDS_BETWEEN_LINES:
-            show(f"{method}, mean {self.kept_name} {float(self.total) / self.steps:.2f}")
+            why = f" ({textwrap.shorten(fallback, REASON)})" if fallback else ""  # comes last: a node shows two lines
+            show(f"{method}, mean {self.kept_name} {float(self.total) / self.steps:.2f}{why}")
             self.shown_at = now
         self.total = self.total + kept.mean()
         self.steps += 1

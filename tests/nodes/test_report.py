@@ -6,6 +6,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 pytest.importorskip("matplotlib")
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import torch
@@ -217,6 +218,17 @@ def test_the_live_line_is_rare_and_not_without_a_server(executor):
     executor.run(graph(sampler=ksampler("reg", steps=20)))
     assert len(executor.server.lines) < 10
     assert not status.LiveLine("f").on
+
+
+def test_the_live_line_says_why_the_estimator_is_another(executor, monkeypatch):
+    def without_gradient(self, v):
+        raise RuntimeError("derivative for fused::op is not implemented")
+
+    monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("pack.reg.estimators.Evaluation.pull_back", without_gradient)
+    executor.run(graph())
+    _, line, _ = executor.server.lines[-1]
+    assert re.fullmatch(r"REG: elementwise by difference, mean f -?\d\.\d\d \(no gradient: .*fused::op.*\)", line)
 
 
 def test_nobody_else_sees_the_live_line(executor, monkeypatch):
