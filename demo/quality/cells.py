@@ -29,7 +29,7 @@ from . import rules
 
 VERSION = 2
 WEAK = Path(__file__).parents[1] / "weights" / "weak.safetensors"
-SEARCH_SEED = 100  # of what is chosen by its results
+SEARCH_SEEDS = (100, 101)  # of what is chosen by its results
 CALIBRATION = {"cfg": 3.0, "steps": 20, "points": 16, "seed": 77}
 CALIBRATION_PROMPTS = ("shape=circle", "colour=green", "colour=gold", "shape=star,colour=blue")  # two pictures each
 

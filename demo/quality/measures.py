@@ -5,7 +5,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import ot
-from scipy import linalg, stats
+from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from .. import decode, target, world
@@ -77,38 +77,44 @@ def units() -> dict[str, float]:
 
 
 def distances(sampled: Read, index: np.ndarray, exact: dict[str, target.Distribution]) -> np.ndarray:
-    """Of each attribute's distribution over sampled[index] to the exact one, [attribute].
+    """Of each attribute's distribution over sampled[index] to the exact one: index [n, draws] -> [attribute, draws].
 
     Total variation of what is discrete, Wasserstein-1 over the world's spread of the rest.
     """
-    return np.array([_distance(name, sampled, index, exact[name]) for name in ATTRIBUTES])
+    return np.stack([_distance(name, sampled, index, exact[name]) for name in ATTRIBUTES])
 
 
-def _distance(name: str, sampled: Read, index: np.ndarray, exact: target.Distribution) -> float:
+def _distance(name: str, sampled: Read, index: np.ndarray, exact: target.Distribution) -> np.ndarray:
     if name == "colour":
-        return np.abs(sampled.colours[index].mean(0) - exact.p).sum() / 2
+        return np.abs(sampled.colours[index].mean(0) - exact.p).sum(-1) / 2
     values = getattr(sampled.decoded, name)[index]
     if name in target.DISCRETE:
-        return np.abs(np.bincount(values, minlength=len(exact.p)) / len(values) - exact.p).sum() / 2
-    if name == "phase":
-        values = values[sampled.decoded.shape[index] > 0]  # a circle has none
-    if len(values) == 0:
-        return 0.0
-    return wasserstein(name, values, exact) / units()[name]
+        shares = (values[..., None] == np.arange(len(exact.p))).mean(0)
+        return np.abs(shares - exact.p).sum(-1) / 2
+    has_it = sampled.decoded.shape[index] > 0 if name == "phase" else np.ones_like(index)  # a circle has no rotation
+    return wasserstein(name, values, has_it, exact) / units()[name]
 
 
-def wasserstein(name: str, values: np.ndarray, exact: target.Distribution) -> float:
-    """Wasserstein-1, around the circle where the attribute goes around (POT), else along the line (scipy)."""
-    if name not in target.CIRCULAR:
-        return stats.wasserstein_distance(values, exact.values, v_weights=exact.p)
-    turns, grid = values / (2 * np.pi) % 1, exact.values / (2 * np.pi) % 1
-    return 2 * np.pi * float(ot.wasserstein_circle(turns, grid, v_weights=exact.p)[0])
+def wasserstein(name: str, values: np.ndarray, weights: np.ndarray, exact: target.Distribution) -> np.ndarray:
+    """Wasserstein-1, around the circle where the attribute goes around (POT), else along the line: [n, draws] -> [draws].
+
+    0 where all weights are.
+    """
+    some = weights.any(0)
+    values, weights = values[:, some], weights[:, some] / weights[:, some].sum(0)
+    grid, p = (np.repeat(v[:, None], some.sum(), axis=1) for v in (exact.values, exact.p))
+    found = np.zeros(len(some))
+    if name in target.CIRCULAR:
+        turn = 2 * np.pi
+        found[some] = turn * ot.wasserstein_circle(values / turn % 1, grid / turn % 1, weights, p)
+    else:
+        found[some] = ot.wasserstein_1d(values, grid, weights, p)
+    return found
 
 
-def replicates(n: int, statistic) -> np.ndarray:
-    """statistic(index) for bootstrap draws of n pictures, the same draws for every rule: [resamples, ...]."""
-    rng = np.random.default_rng(0)
-    return np.stack([statistic(rng.integers(n, size=n)) for _ in range(RESAMPLES)])
+def draws(n: int) -> np.ndarray:
+    """n pictures themselves, and bootstrap draws of them, the same for every rule: [n, 1 + RESAMPLES] indices."""
+    return np.column_stack([np.arange(n), np.random.default_rng(0).integers(n, size=(n, RESAMPLES))])
 
 
 def accuracy(sampled: Read, prompt: dict) -> np.ndarray:
@@ -160,11 +166,12 @@ def floor(n: int, exact: dict[str, target.Distribution], repeats: int = 20) -> f
     """The mean distance of n exact draws, by attribute alone: what a perfect rule would score."""
     rng = np.random.default_rng(1)
 
-    def once(name: str) -> float:
+    def of(name: str) -> float:
         d = exact[name]
-        values = rng.choice(d.values, size=n, p=d.p)
+        values = rng.choice(d.values, size=(n, repeats), p=d.p)
         if name in target.DISCRETE:
-            return np.abs(np.bincount(values, minlength=len(d.p)) / n - d.p).sum() / 2
-        return wasserstein(name, values, d) / units()[name]
+            shares = (values[..., None] == np.arange(len(d.p))).mean(0)
+            return np.abs(shares - d.p).sum(-1).mean() / 2
+        return wasserstein(name, values, np.ones_like(values), d).mean() / units()[name]
 
-    return float(np.mean([once(name) for _ in range(repeats) for name in ATTRIBUTES]))
+    return float(np.mean([of(name) for name in ATTRIBUTES]))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import decode
 from . import measures, rules
-from .cells import SEARCH_SEED, Cell, Sampled, Studio, parse_prompt
+from .cells import SEARCH_SEEDS, Cell, Sampled, Studio, parse_prompt
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,13 +58,10 @@ class Group:
         row = {"prompt": self.prompt, "rule": self.rule, "cfg": 1 + w, "pictures": n, **self.cost}
         for name, weight in (("target", w), ("conditional", 0.0)):
             exact = measures.references(weight, tuple(stated.items()))
-            by_attribute = measures.distances(self.read, np.arange(n), exact)
-            row[name] = by_attribute.mean()
-            row |= {f"{name} {a}": d for a, d in zip(measures.ATTRIBUTES, by_attribute, strict=True)}
+            by_attribute = measures.distances(self.read, measures.draws(n), exact)
+            row[name], *row[f"{name} replicates"] = by_attribute.mean(0)
+            row |= {f"{name} {a}": d for a, d in zip(measures.ATTRIBUTES, by_attribute[:, 0], strict=True)}
             row[f"{name} floor"] = measures.floor(n, exact)
-            row[f"{name} replicates"] = measures.replicates(
-                n, lambda i, exact=exact: measures.distances(self.read, i, exact).mean()
-            )
         row["accuracy"] = measures.accuracy(self.read, stated).mean()
         row["clipped"], row["off"] = 100 * self.read.clipped.mean(), 100 * self.read.off.mean()
         row["chroma"] = self.read.chroma.mean()
@@ -143,18 +140,16 @@ def cost_table(means: pd.DataFrame) -> str:
     )
 
 
-def interval_table(studio: Studio, cells: list[Cell]) -> str:
-    """Distances of every interval that was tried, with other seeds than the tables above."""
-    decoder = decode.load()
-    found = defaultdict(list)
-    for cell in cells:
-        sampled = studio.get(cell)
-        seen = measures.read(sampled.pictures, sampled.clipped, decoder)
-        exact = (measures.references(w, tuple(parse_prompt(cell.prompt).items())) for w in (cell.cfg - 1, 0.0))
-        found[cell.rule].append([measures.distances(seen, np.arange(len(seen)), e).mean() for e in exact])
-    lines = [f"Seed {SEARCH_SEED}, cfg {cells[0].cfg:g}.", "", "| rule | target | conditional |", "|---|---|---|"]
-    means = {rule: np.mean(values, axis=0) for rule, values in found.items()}
-    return "\n".join(lines + [f"| {rule} | {a:.3f} | {b:.3f} |" for rule, (a, b) in means.items()])
+def interval_table(frame: pd.DataFrame) -> str:
+    """Every interval that was tried, means over the prompts."""
+    means = frame.groupby("rule", sort=False)[["target", "conditional", "accuracy", "off"]].mean()
+    lines = ["| rule | target | conditional | accuracy | distance to the world, % |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r.Index} | {r.target:.3f} | {r.conditional:.3f} | {r.accuracy:.3f} | {r.off:.2f} |"
+        for r in means.itertuples()
+    ]
+    seeds = " and ".join(map(str, SEARCH_SEEDS))
+    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n" + "\n".join(lines)
 
 
 def front(means: pd.DataFrame, x: str, y: str, labels: tuple[str, str], path: Path, title: str) -> None:
@@ -232,6 +227,8 @@ def heading(frame: pd.DataFrame, means: pd.DataFrame, command: str) -> str:
 def write(studio: Studio, cells: list[Cell], output: Path, command: str) -> None:
     """Everything, into a folder."""
     output.mkdir(parents=True, exist_ok=True)
+    searched = [cell for cell in cells if cell.rule in rules.SEARCHED]
+    cells = [cell for cell in cells if cell.seed not in SEARCH_SEEDS]
     frame = table(studio, cells)
     means = over_prompts(frame)
     drop = [f"{name} replicates" for name in EXTREMES]
@@ -240,8 +237,8 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str) -> None
     parts = [heading(frame, means, command)]
     parts += [f"## {title}\n\n{markdown(means, name)}" for name, title in TABLES.items()]
     parts += [f"## Cost of a picture\n\n{cost_table(means)}"]
-    if searched := [cell for cell in cells if cell.seed == SEARCH_SEED and cell.rule in rules.INTERVALS]:
-        parts += [f"## Search for the interval\n\n{interval_table(studio, searched)}"]
+    if searched:
+        parts += [f"## Search for the interval\n\n{interval_table(table(studio, searched))}"]
     for prompt in frame.prompt.unique():
         name = prompt.replace("=", "-").replace(",", "-")
         rows = grid(studio, cells, prompt, output / f"grid-{name}.png")

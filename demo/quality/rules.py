@@ -23,8 +23,9 @@ from ...reg.profile import Profile
 
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
-BEST_INTERVAL = (0.3, 0.7)  # of INTERVALS, searched with other seeds
-INTERVALS = {f"interval {a:g} to {b:g}": (a, b) for a in (0.0, 0.1, 0.2, 0.3) for b in (0.5, 0.7)}
+INTERVALS = [(a, b) for a in (0.0, 0.1, 0.2, 0.3) for b in (0.5, 0.7)]  # percent of the run
+BEST_INTERVAL = (0.3, 0.7)  # of these, searched with other seeds
+BEST_FOR_RATIO = (0.2, 0.7)
 DECAY = 1.0  # of C²FG
 ALIGNED = 0.991  # cosine at which Adaptive Guidance stops guiding
 
@@ -50,9 +51,15 @@ def scheduled(schedule: Callable[[float], object]) -> Patch:
     return lambda model, cfg: on_model(model, Options(strength=0.0, schedule=schedule(cfg)))
 
 
-def interval(start: float, end: float) -> Patch:
-    """CFG within these percents of the run (arXiv 2404.07724)."""
-    return scheduled(lambda cfg: GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end))
+def interval(start: float, end: float, **options) -> Patch:
+    """CFG within these percents of the run (arXiv 2404.07724), rectified with these options or not at all."""
+    options = options or {"strength": 0.0}
+
+    def patch(model: ModelPatcher, cfg: float) -> ModelPatcher:
+        schedule = GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end)
+        return on_model(model, Options(schedule=schedule, **options))
+
+    return patch
 
 
 class Adaptive:
@@ -132,10 +139,13 @@ def plain(model: ModelPatcher, cfg: float) -> ModelPatcher:
     return model
 
 
+RATIO = {"rectification": "ratio", "estimator": "difference"}
 RULES: dict[str, Patch] = {
     "cfg": plain,
     "interval": interval(*BEST_INTERVAL),
-    **{name: interval(*ends) for name, ends in INTERVALS.items()},
+    "ratio in interval": interval(*BEST_FOR_RATIO, **RATIO),
+    **{f"interval {a:g} to {b:g}": interval(a, b) for a, b in INTERVALS},
+    **{f"ratio in {a:g} to {b:g}": interval(a, b, **RATIO) for a, b in INTERVALS},
     "c2fg": scheduled(Exponential),
     "adaptive": adaptive,
     "rescale": lambda model, cfg: RescaleCFG().patch(model, 0.7)[0],
@@ -149,8 +159,8 @@ RULES: dict[str, Patch] = {
     "jacobian natural": rectified(rectification="jacobian", estimator="difference"),
     "jacobian small step": rectified(rectification="jacobian", estimator="difference", step=0.01),
     "jacobian every 4": rectified(rectification="jacobian", estimator="difference", every=4),
-    "ratio": rectified(rectification="ratio", estimator="difference"),
-    "ratio every 4": rectified(rectification="ratio", estimator="difference", every=4),
+    "ratio": rectified(**RATIO),
+    "ratio every 4": rectified(**RATIO, every=4),
     "spectral ratio": replaced("ratio", Spectral(), estimator="difference"),
     "broken: elementwise of another": replaced("elementwise", ElementwiseOfAnother()),
     "broken: elementwise, wrong sign": lambda model, cfg: on_model(model, WrongSign("elementwise")),
@@ -164,6 +174,7 @@ AUTO = {
     "autoguidance ratio": RULES["ratio"],
 }
 PROFILED = {f"{name} profile": name for name in ("elementwise", "jacobian", "ratio")}
+SEARCHED = tuple(name for name in RULES if " to " in name)
 NAMES = ("none", *RULES, *PROFILED, *AUTO)
 
 

@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from . import rules
-from .cells import SEARCH_SEED, Cell, Studio
+from .cells import SEARCH_SEEDS, Cell, Studio
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
 OUTPUT = Path(__file__).parents[2] / "docs" / "quality"
 
-CORE = ("cfg", "jacobian natural", "ratio", "elementwise", "interval", "jacobian")
+CORE = ("cfg", "ratio", "interval", "elementwise", "jacobian natural", "ratio in interval", "jacobian")
 CHEAP = (
     "jacobian every 4",
     "jacobian profile",
@@ -56,7 +56,7 @@ TWO = ("colour=gold", "shape=star")
 PARTS = (  # the most informative first
     Part(TWO, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
     Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
-    Part(TWO, (5.0,), tuple(rules.INTERVALS), (SEARCH_SEED,)),
+    Part(TWO, (5.0,), rules.SEARCHED, SEARCH_SEEDS),
     Part(TWO, (5.0,), OTHERS, (0, 1)),
     Part(TWO, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
     Part(TWO, (1.5,), CORE, (0, 1)),

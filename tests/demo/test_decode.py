@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from safetensors import safe_open
+from scipy import stats
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
-from pack.demo import decode
+from pack.demo import decode, target
 from pack.demo.quality import measures
 
 GOLD = (("colour", "gold"),)
@@ -26,7 +27,7 @@ def gold(decoder):
 
 
 def total(read, w=0.0, prompt=GOLD):
-    return measures.distances(read, np.arange(len(read)), measures.references(w, prompt)).mean()
+    return measures.distances(read, measures.draws(len(read)), measures.references(w, prompt))[:, 0].mean()
 
 
 def test_the_errors_are_those_it_was_shipped_with(decoder):
@@ -45,6 +46,22 @@ def test_drawn_pictures_are_as_near_as_exact_draws(gold):
     floor = measures.floor(len(gold), measures.references(0.0, GOLD))
     assert total(gold) < 1.5 * floor
     assert total(gold) < total(gold, w=6.0)
+
+
+def test_distances_along_the_line_and_around_the_circle():
+    rng = np.random.default_rng(3)
+    values, weights = rng.normal(size=(40, 3)), rng.integers(0, 3, size=(40, 3))
+    weights[:, 2] = 0  # nothing to compare
+    exact = target.Distribution(np.linspace(-2, 2, 30), rng.dirichlet(np.ones(30)))
+    found = measures.wasserstein("radius", values, weights, exact)
+    for i in (0, 1):
+        expected = stats.wasserstein_distance(values[:, i], exact.values, weights[:, i], exact.p)
+        assert found[i] == pytest.approx(expected, rel=1e-6)
+    assert found[2] == 0
+    across = measures.wasserstein(
+        "hue", np.full((5, 1), 0.1), np.ones((5, 1)), target.Distribution(np.array([6.2]), np.ones(1))
+    )
+    assert across[0] == pytest.approx(0.1 + 2 * np.pi - 6.2, rel=1e-6)
 
 
 def test_pictures_of_another_prompt_are_far(decoder, gold):
