@@ -23,7 +23,8 @@ EXTREMES = ("target", "conditional")
 COLOURS = {
     "none": "#888888",
     "cfg": "#222222",
-    "interval": "#c0883a",
+    rules.BEST[0]: "#c0883a",
+    rules.BEST[1]: "#7a4fc0",
     "elementwise": "#3a7fc0",
     "jacobian": "#2e9e5b",
     "jacobian natural": "#8fce3c",
@@ -227,7 +228,7 @@ def heading(frame: pd.DataFrame, means: pd.DataFrame, command: str) -> str:
 def write(studio: Studio, cells: list[Cell], output: Path, command: str) -> None:
     """Everything, into a folder."""
     output.mkdir(parents=True, exist_ok=True)
-    searched = [cell for cell in cells if cell.rule in rules.SEARCHED]
+    searched = [cell for cell in cells if cell.seed in SEARCH_SEEDS and cell.rule in rules.SEARCHED]
     cells = [cell for cell in cells if cell.seed not in SEARCH_SEEDS]
     frame = table(studio, cells)
     means = over_prompts(frame)

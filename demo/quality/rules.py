@@ -24,8 +24,7 @@ from ...reg.profile import Profile
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
 INTERVALS = [(a, b) for a in (0.0, 0.1, 0.2, 0.3) for b in (0.5, 0.7)]  # percent of the run
-BEST_INTERVAL = (0.3, 0.7)  # of these, searched with other seeds
-BEST_FOR_RATIO = (0.2, 0.7)
+BEST_INTERVAL, BEST_FOR_RATIO = (0.3, 0.7), (0.2, 0.7)  # searched with other seeds than those of the tables
 DECAY = 1.0  # of C²FG
 ALIGNED = 0.991  # cosine at which Adaptive Guidance stops guiding
 
@@ -54,12 +53,16 @@ def scheduled(schedule: Callable[[float], object]) -> Patch:
 def interval(start: float, end: float, **options) -> Patch:
     """CFG within these percents of the run (arXiv 2404.07724), rectified with these options or not at all."""
     options = options or {"strength": 0.0}
+    return lambda model, cfg: on_model(model, Options(schedule=within(start, end, cfg), **options))
 
-    def patch(model: ModelPatcher, cfg: float) -> ModelPatcher:
-        schedule = GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end)
-        return on_model(model, Options(schedule=schedule, **options))
 
-    return patch
+def within(start: float, end: float, cfg: float) -> GuidanceSchedule:
+    return GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end)
+
+
+def named(rule: str, ends: tuple[float, float]) -> str:
+    """The name of a rule within an interval."""
+    return f"{rule} {ends[0]:g} to {ends[1]:g}"
 
 
 class Adaptive:
@@ -142,10 +145,8 @@ def plain(model: ModelPatcher, cfg: float) -> ModelPatcher:
 RATIO = {"rectification": "ratio", "estimator": "difference"}
 RULES: dict[str, Patch] = {
     "cfg": plain,
-    "interval": interval(*BEST_INTERVAL),
-    "ratio in interval": interval(*BEST_FOR_RATIO, **RATIO),
-    **{f"interval {a:g} to {b:g}": interval(a, b) for a, b in INTERVALS},
-    **{f"ratio in {a:g} to {b:g}": interval(a, b, **RATIO) for a, b in INTERVALS},
+    **{named("interval", ends): interval(*ends) for ends in INTERVALS},
+    **{named("ratio in", ends): interval(*ends, **RATIO) for ends in INTERVALS},
     "c2fg": scheduled(Exponential),
     "adaptive": adaptive,
     "rescale": lambda model, cfg: RescaleCFG().patch(model, 0.7)[0],
@@ -173,16 +174,23 @@ AUTO = {
     "autoguidance jacobian": RULES["jacobian"],
     "autoguidance ratio": RULES["ratio"],
 }
-PROFILED = {f"{name} profile": name for name in ("elementwise", "jacobian", "ratio")}
-SEARCHED = tuple(name for name in RULES if " to " in name)
+PROFILED = {  # rectification, and the percents of the run that it is confined to
+    "elementwise profile": ("elementwise", None),
+    "jacobian profile": ("jacobian", None),
+    "ratio profile": ("ratio", None),
+    named("ratio profile in", BEST_FOR_RATIO): ("ratio", BEST_FOR_RATIO),
+}
+SEARCHED = tuple(named(rule, ends) for rule in ("interval", "ratio in") for ends in INTERVALS)
+BEST = named("interval", BEST_INTERVAL), named("ratio in", BEST_FOR_RATIO)
 NAMES = ("none", *RULES, *PROFILED, *AUTO)
 
 
 def patch(name: str, model: ModelPatcher, cfg: float, profile: Callable[[], Profile]) -> ModelPatcher:
     """The model under a rule; `profile` measures one when it is needed."""
     if name in PROFILED:
-        options = Options(rectification=PROFILED[name], estimator="profile", profile=profile())
-        return on_model(model, options)
+        rectification, ends = PROFILED[name]
+        schedule = within(*ends, cfg) if ends else None
+        return on_model(model, Options(rectification, "profile", profile=profile(), schedule=schedule))
     return (RULES | AUTO | {"none": plain})[name](model, cfg)
 
 
