@@ -132,7 +132,7 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     model = architecture.build(dtype)
     sampling = model.get_model_object("model_sampling")
     middle = float(comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2])
-    profile = flat_profile(describe(model.model, torch.zeros(1, *architecture.latent)), middle)
+    profile = flat_profile(describe(model.model, architecture.latent[0]), middle)
     by_name = {"CFG": model} | {name: on_model(model, options) for name, options in variants(profile).items()}
     if architecture.core:
         name, patched = architecture.core

@@ -42,10 +42,10 @@ that curvature is met. Columns are h√N; each cell has the relative error of J1
 
 - Rounding makes an error of about 6e-4/h in float16 and 5e-3/h in bfloat16, whatever the model. In float32 there is
   none to speak of down to the smallest step here.
-- Curvature of random networks makes about 2 % at h√N = 1; of the trained one ten times that, and at high noise more:
-  there no difference along 1 is right, and a gradient (`backward`) is.
-- So the step follows 1/√N, with a constant and a floor by precision. A fixed 0.03 is h√N = 3.3 for the trained model:
-  wrong by its own size at half of the schedule."""
+- Curvature of random networks makes 1 to 5 % at h√N = 1. The trained network's is as small with little noise and several
+  times larger with much, where in low precision no difference along 1 is right; a gradient (`backward`) is.
+- So the step follows 1/√N, with a constant and a floor by precision: where the two errors of these models balance. A
+  fixed 0.03, say, is h√N = 3.3 for the trained network, and far too long in float32."""
 DEMO = Path(demo.__file__).parent / "weights" / "demo.safetensors"
 
 
