@@ -17,8 +17,6 @@ from torch import Tensor
 
 from .start import pack  # noqa: F401  (before ComfyUI)
 
-from . import models  # isort: skip
-
 import comfy.samplers  # isort: skip
 from comfy.model_patcher import ModelPatcher  # isort: skip
 
@@ -72,10 +70,6 @@ def subjects() -> Iterator[Subject]:
         family = FAMILIES[name]
         build = lambda dtype, family=family: family.build(dtype=dtype)  # noqa: E731
         yield Subject(f"{name} (tiny)", build, family.conditioning(1), family.conditioning(2), family.latent())
-    texts = torch.randn(2, 1, 77, 768, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    build = lambda dtype: models.sd15(64, dtype)  # noqa: E731
-    yield Subject("SD1.5, 64 channels", build, *([[text, {}]] for text in texts), noise)
 
 
 def demo_model(dtype: torch.dtype) -> ModelPatcher:
