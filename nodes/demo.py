@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..demo import world
 
-WEIGHTS = Path(__file__).parents[1] / "demo" / "weights" / "demo.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
+VERSIONS = {"full": "demo.safetensors", "weak": "weak.safetensors"}
 ANY = "any"
 
 
@@ -19,7 +20,15 @@ class REGDemoModel(io.ComfyNode):
             category="model/loaders",
             search_aliases=["small model", "coloured shapes", "colored shapes", "example model", "REG"],
             description="A small model that draws coloured shapes, 64x64, on any machine in seconds. It comes with the pack.",
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "version",
+                    options=list(VERSIONS),
+                    default="full",
+                    optional=True,
+                    tooltip="weak is a smaller one trained for a minute: the weak model of AutoGuidance.",
+                )
+            ],
             outputs=[
                 io.Model.Output(tooltip="A plain model: works with every sampler and patch."),
                 io.Vae.Output(tooltip="Its VAE. The model works on pixels, so nothing is lost in it."),
@@ -27,10 +36,10 @@ class REGDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, version: str = "full") -> io.NodeOutput:
         from ..demo import models
 
-        return io.NodeOutput(*models.load(WEIGHTS))
+        return io.NodeOutput(*models.load(WEIGHTS / VERSIONS[version]))
 
 
 class REGDemoPrompt(io.ComfyNode):
