@@ -20,6 +20,7 @@ COMMANDS = {  # name: module, what it does
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
     "bench": ("benchmarks", "measure what a guided step costs"),
     "steps": ("benchmarks.steps", "measure the error of the difference estimator by its step"),
+    "recording": ("benchmarks.recording", "measure what a report costs the run it records"),
 }
 
 
