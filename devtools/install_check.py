@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import uuid
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -116,16 +117,26 @@ class Manager:
         return next(iter(installed.values()), {})
 
     def enable(self, on: bool, name: str, from_registry: bool) -> None:
-        """Queue the task until it is done: just after the start, the Manager does not yet know of what is disabled."""
+        """Enable or disable, again where it did nothing: just after its start the Manager may not know the pack yet."""
         switched_off = {"node_name": name, "is_unknown": not from_registry}
         kind, parameters = ("enable", {"cnr_id": name}) if on else ("disable", switched_off)
-        task = {"ui_id": kind, "client_id": "install-check", "kind": kind, "params": parameters}
         deadline = time.monotonic() + PATIENCE
         while self.pack()["enabled"] != on and time.monotonic() < deadline:
-            for path, body in (("queue/task", task), ("queue/start", None)):
-                self.client.session.post(f"{self.client.url}/v2/manager/{path}", json=body).raise_for_status()
-            time.sleep(2)
+            self._finish(kind, parameters, deadline)
         check(self.pack()["enabled"] == on, f"{kind}d", self.pack())
+
+    def _finish(self, kind: str, parameters: dict, deadline: float) -> None:
+        """Queue a task and wait for its end, as the page does: the list shows a pack as moved while its folder is removed."""
+        task = {"ui_id": uuid.uuid4().hex, "client_id": "install-check", "kind": kind, "params": parameters}
+        self._post("queue/task", task)
+        while not self.client._get(f"/v2/manager/queue/history?ui_id={task['ui_id']}").json()["history"]:
+            if time.monotonic() > deadline:
+                raise CheckError(f"NOT SO: the Manager ends the task '{kind}' within {PATIENCE} s")
+            self._post("queue/start")
+            time.sleep(0.5)
+
+    def _post(self, path: str, body: dict | None = None) -> None:
+        self.client.session.post(f"{self.client.url}/v2/manager/{path}", json=body).raise_for_status()
 
 
 def without_network(base: Path) -> Path:
