@@ -24,7 +24,7 @@ from ...reg.profile import Profile
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
 INTERVALS = [(a, b) for a in (0.0, 0.1, 0.2, 0.3) for b in (0.5, 0.7)]  # percent of the run
-BEST_INTERVAL, BEST_FOR_RATIO = (0.3, 0.7), (0.2, 0.7)  # searched with other seeds than those of the tables
+BEST_INTERVAL, BEST_FOR_RATIO = (0.2, 0.7), (0.2, 0.7)  # searched with other seeds than those of the tables
 DECAY = 1.0  # of C²FG
 ALIGNED = 0.991  # cosine at which Adaptive Guidance stops guiding
 
