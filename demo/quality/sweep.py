@@ -52,9 +52,10 @@ PARTS = (  # the most informative first
     Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
     Part(TWO, (5.0,), OTHERS, (0, 1)),
     Part(TWO, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
+    Part(TWO, (8.0, 3.0), CHEAP + PEERS, (0, 1)),
     Part(TWO, (1.5,), CORE, (0, 1)),
-    Part(("colour=red", "shape=star,colour=violet"), (3.0, 5.0, 8.0, 2.0, 1.5), CORE, (0, 1)),
     Part(TWO, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
+    Part(("colour=red", "shape=star,colour=violet"), (3.0, 5.0, 8.0, 2.0, 1.5), CORE, (0, 1)),
 )
 
 
