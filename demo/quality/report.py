@@ -229,7 +229,7 @@ def grid(studio: Studio, cells: list[Cell], prompt: str, path: Path) -> list[str
     if not chosen:
         return []
     rows = [np.concatenate(list(studio.get(cell).pictures[:GRID_COLUMNS]), axis=1) for cell in chosen]
-    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(path, quality=85)
     return [cell.rule for cell in chosen]
 
 
@@ -260,11 +260,11 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str) -> None
     parts += [f"## Cost of a picture\n\n{cost_table(means)}"]
     if searched:
         parts += [f"## Search for the interval\n\n{interval_table(table(studio, searched))}"]
-    for prompt in frame.prompt.unique():
+    for prompt in frame[frame.rule == "cfg"].prompt.unique():
         name = prompt.replace("=", "-").replace(",", "-")
-        rows = grid(studio, cells, prompt, output / f"grid-{name}.png")
+        rows = grid(studio, cells, prompt, output / f"grid-{name}.jpg")
         parts.append(
-            f"## {prompt}, cfg {GRID_CFG:g}\n\nFrom the top: {', '.join(rows)}.\n\n![pictures](grid-{name}.png)"
+            f"## {prompt}, cfg {GRID_CFG:g}\n\nFrom the top: {', '.join(rows)}.\n\n![pictures](grid-{name}.jpg)"
         )
     (output / "tables.md").write_text("\n\n".join(parts) + "\n")
     plots(means, output)
