@@ -14,7 +14,6 @@ from torch import Tensor
 from ..lab import chains, worlds
 
 SIGMA_DATA = 0.5
-SEED = 22  # the default mixture: of 32, the nearest to the median distances of no guidance, CFG and REG
 
 
 class Plane(comfy.latent_formats.LatentFormat):
@@ -52,7 +51,7 @@ class ExactNetwork(torch.nn.Module):
         return out.view_as(x).float()
 
 
-def model(seed: int = SEED) -> comfy.model_patcher.ModelPatcher:
+def model(seed: int) -> comfy.model_patcher.ModelPatcher:
     """The pair of mixtures `lab.worlds.classes(seed)` as a plain MODEL."""
     config = ToyConfig({})
     config.set_inference_dtype(torch.float32, None)

@@ -5,7 +5,6 @@ it is answered by looking at each torch call on its way (a `TorchFunctionMode`),
 is patched and nothing has to be restored.
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def _must_keep_gradient(network: torch.nn.Module):
 
 def _eager_networks():
     """Context in which compiled networks run uncompiled: a graph of theirs would be compiled anew, and again later."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+    if "_dynamo" not in vars(torch) or not hasattr(torch.compiler, "set_stance"):
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 

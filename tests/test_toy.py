@@ -11,6 +11,7 @@ from pack.demo import toy
 from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.lab import chains, guides, worlds
+from pack.nodes.toy import SEED
 from pack.reg import schedules
 
 W = 3.0
@@ -44,7 +45,7 @@ def through_comfyui(model, sampler, start):
     ],
 )
 def test_whole_chains_are_the_labs(sampler, rule, options):
-    pair, model = worlds.classes(toy.SEED), toy.model()
+    pair, model = worlds.classes(SEED), toy.model(SEED)
     guide = guides.Guide(pair, schedules.constant(W), guides.RECTIFICATIONS[rule])
     expected = chains.SAMPLERS[sampler](guide, points().double(), SIGMAS)
     found = through_comfyui(on_model(model, options) if options else model, sampler, points())
@@ -54,7 +55,7 @@ def test_whole_chains_are_the_labs(sampler, rule, options):
 
 
 def test_refreshed_every_few_steps_as_in_the_lab():
-    guide = guides.Guide(worlds.classes(toy.SEED), schedules.constant(W), guides.elementwise, every=4)
+    guide = guides.Guide(worlds.classes(SEED), schedules.constant(W), guides.elementwise, every=4)
     expected = chains.euler(guide, points().double(), SIGMAS)
-    found = through_comfyui(on_model(toy.model(), Options("elementwise", "backward", every=4)), "euler", points())
+    found = through_comfyui(on_model(toy.model(SEED), Options("elementwise", "backward", every=4)), "euler", points())
     assert (found - expected).norm(dim=-1).median() < 2e-3
