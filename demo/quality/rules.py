@@ -188,9 +188,9 @@ NAMES = ("none", *RULES, *PROFILED, *AUTO)
 def patch(name: str, model: ModelPatcher, cfg: float, profile: Callable[[], Profile]) -> ModelPatcher:
     """The model under a rule; `profile` measures one when it is needed."""
     if name in PROFILED:
-        rectification, ends = PROFILED[name]
+        rule, ends = PROFILED[name]
         schedule = within(*ends, cfg) if ends else None
-        return on_model(model, Options(rectification, "profile", profile=profile(), schedule=schedule))
+        return on_model(model, Options(rule, "profile", profile=profile(), schedule=schedule))
     return (RULES | AUTO | {"none": plain})[name](model, cfg)
 
 
