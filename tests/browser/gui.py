@@ -153,9 +153,7 @@ class Gui:
 
     def add(self, words: str, title: str, empty: tuple[int, int], place: tuple[int, int]) -> None:
         """Find a node with the search that a double click on an empty place opens, and drag it where it should be."""
-        self.click(empty, double=True)
-        field = self.element("//input[@role='combobox']", "the search")
-        field.send_keys(words)
+        self.until(lambda: self.search(empty), "the search").send_keys(words)
         hit = f"//*[@role='option'][.//*[normalize-space()='{title}']]"
         self.element(hit, f"{title} among what '{words}' finds").click()
         self.until(lambda: title in [name for name, *_ in self.nodes()], title)
@@ -163,6 +161,14 @@ class Gui:
         self.drag(self.place(title), place)
         moved = lambda: max(abs(a - b) for a, b in zip(self.place(title), place, strict=True)) <= 3  # noqa: E731
         self.until(moved, f"{title} to be at {place} instead of {self.place(title)}")
+
+    def search(self, empty: tuple[int, int]) -> WebElement | None:
+        """Its field, after a double click; a slow page may take that for two clicks."""
+        self.click(empty, double=True)
+        try:
+            return self.element("//input[@role='combobox']", "the search", seconds=5)
+        except AssertionError:
+            return None
 
     def put_down(self, title: str, place: tuple[int, int]) -> bool:
         """End the following of the pointer that a new node begins with. Slowly: this is to be no double click."""
