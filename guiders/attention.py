@@ -77,7 +77,8 @@ class Attention:
         out = self.theirs(ours, q, k, v, *args, **kwargs)
         if called or out.requires_grad:
             return out
-        self._compare(out, exact(*(t.detach() for t in (q, k, v))) if not self.compared else out)
+        if not self.compared:
+            self._compare(out, exact(*(t.detach() for t in (q, k, v))))
         return with_gradient_of(exact, lambda q, k, v: out.clone(), self.context, q, k, v)
 
     def _compare(self, out: Tensor, exact: Tensor) -> None:
