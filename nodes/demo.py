@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..demo import world
 
 WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
-VERSIONS = {"full": "demo.safetensors", "weak": "weak.safetensors"}
+VERSIONS = {"full": "demo", "weak": "weak", "eps": "eps", "flow": "flow"}  # files of weights
 ANY = "any"
 
 
@@ -26,7 +26,8 @@ class REGDemoModel(io.ComfyNode):
                     options=list(VERSIONS),
                     default="full",
                     optional=True,
-                    tooltip="weak is a smaller one trained for a minute: the weak model of AutoGuidance.",
+                    tooltip="full predicts the clean picture, eps the noise, flow the velocity, as the models people use do. "
+                    "weak is a smaller one, trained briefly: the weak model of AutoGuidance.",
                 )
             ],
             outputs=[
@@ -39,7 +40,7 @@ class REGDemoModel(io.ComfyNode):
     def execute(cls, version: str = "full") -> io.NodeOutput:
         from ..demo import models
 
-        return io.NodeOutput(*models.load(WEIGHTS / VERSIONS[version]))
+        return io.NodeOutput(*models.load(WEIGHTS / f"{VERSIONS[version]}.safetensors"))
 
 
 class REGDemoPrompt(io.ComfyNode):

@@ -29,6 +29,8 @@ from . import rules
 
 VERSION = 2
 WEAK = Path(__file__).parents[1] / "weights" / "weak.safetensors"
+PROMPTS = ("colour=gold", "shape=star")
+MORE_PROMPTS = ("colour=red", "shape=star,colour=violet")  # of the contenders
 SEARCH_SEEDS = (100, 101)  # of what is chosen by its results
 CALIBRATION = {"cfg": 3.0, "steps": 20, "points": 16, "seed": 77}
 CALIBRATION_PROMPTS = ("shape=circle", "colour=green", "colour=gold", "shape=star,colour=blue")  # two pictures each
@@ -49,7 +51,8 @@ class Cell:
 
     def file(self, cache: Path) -> Path:
         """Where the cell lies in a cache."""
-        content = json.dumps([VERSION, world.VERSION, asdict(self)], sort_keys=True)
+        weak = [digest(WEAK)] if self.rule in rules.AUTO else []
+        content = json.dumps([VERSION, world.VERSION, asdict(self), *weak], sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()
         return cache / "cells" / key[:2] / f"{key}.npz"
 
@@ -71,6 +74,7 @@ def parse_prompt(text: str) -> dict:
     return {name: int(value) if name == "count" else value for name, value in pairs.items()}
 
 
+@cache
 def digest(weights: Path) -> str:
     """Of a safetensors file's tensors, whatever its header says."""
     content = weights.read_bytes()

@@ -162,8 +162,10 @@ def frechet(sampled: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sum(a.mean(0) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root))
 
 
-def floor(n: int, exact: dict[str, target.Distribution], repeats: int = 20) -> float:
+@lru_cache
+def floor(n: int, w: float, prompt: tuple, repeats: int = 20) -> float:
     """The mean distance of n exact draws, by attribute alone: what a perfect rule would score."""
+    exact = references(w, prompt)
     rng = np.random.default_rng(1)
 
     def of(name: str) -> float:

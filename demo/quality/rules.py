@@ -182,6 +182,16 @@ PROFILED = {  # rectification, and the percents of the run that it is confined t
 }
 SEARCHED = tuple(named(rule, ends) for rule in ("interval", "ratio in") for ends in INTERVALS)
 BEST = named("interval", BEST_INTERVAL), named("ratio in", BEST_FOR_RATIO)
+CONTENDERS = (
+    "cfg",
+    "c2fg",
+    BEST[0],
+    "ratio",
+    "ratio every 4",
+    "ratio profile",
+    "elementwise every 4",
+    "jacobian every 4",
+)
 NAMES = ("none", *RULES, *PROFILED, *AUTO)
 
 

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from . import rules
-from .cells import SEARCH_SEEDS, Cell, Studio
+from .cells import MORE_PROMPTS, PROMPTS, SEARCH_SEEDS, Cell, Studio
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
@@ -45,17 +45,18 @@ class Part:
 
 
 OTHERS = BROKEN + CHEAP + PEERS + VARIANTS
-TWO = ("colour=gold", "shape=star")
+ALL = PROMPTS + MORE_PROMPTS
 PARTS = (  # the most informative first
-    Part(TWO, (5.0,), rules.SEARCHED, SEARCH_SEEDS),
-    Part(TWO, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
-    Part(TWO, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
-    Part(TWO, (5.0,), OTHERS, (0, 1)),
-    Part(TWO, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
-    Part(TWO, (8.0, 3.0), CHEAP + PEERS, (0, 1)),
-    Part(TWO, (1.5,), CORE, (0, 1)),
-    Part(TWO, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
-    Part(("colour=red", "shape=star,colour=violet"), (3.0, 5.0, 8.0, 2.0, 1.5), CORE, (0, 1)),
+    Part(PROMPTS, (3.0, 8.0, 5.0), rules.CONTENDERS, (0,)),
+    Part(PROMPTS, (5.0,), rules.SEARCHED, SEARCH_SEEDS),
+    Part(PROMPTS, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
+    Part(PROMPTS, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
+    Part(PROMPTS, (5.0,), OTHERS, (0, 1)),
+    Part(PROMPTS, (8.0, 3.0), CHEAP + PEERS, (0, 1)),
+    Part(ALL, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1, 2)),
+    Part(PROMPTS, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
+    Part(PROMPTS, (1.5,), CORE, (0, 1)),
+    Part(PROMPTS, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
 )
 
 
@@ -114,7 +115,7 @@ def main() -> None:
         sys.exit("CFG, which the others are compared with, was not sampled yet: run it for longer.")
     from . import report
 
-    return report.write(studio, there, output, command)
+    return report.write(studio, there, output, command, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_what_was_decoded_can_be_drawn_again(gold):
 
 
 def test_drawn_pictures_are_as_near_as_exact_draws(gold):
-    floor = measures.floor(len(gold), measures.references(0.0, GOLD))
+    floor = measures.floor(len(gold), 0.0, GOLD)
     assert total(gold) < 1.5 * floor
     assert total(gold) < total(gold, w=6.0)
 

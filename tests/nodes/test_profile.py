@@ -11,7 +11,7 @@ from pack.demo import models as models_of_the_demo
 from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.nodes import profile as nodes
-from pack.nodes.demo import VERSIONS, WEIGHTS
+from pack.nodes.demo import WEIGHTS
 from pack.reg import profile as profiles
 
 CURVE = torch.tensor([0.5, 0.4])
@@ -52,7 +52,7 @@ def test_what_is_saved_can_be_loaded(models):
 
 def test_the_shipped_profile_is_of_the_shipped_model():
     profile = profiles.load(nodes.SHIPPED / "reg-demo.safetensors")
-    model, _ = models_of_the_demo.load(WEIGHTS / VERSIONS["full"])
+    model, _ = models_of_the_demo.load(WEIGHTS / "demo.safetensors")
     on_model(model, Options("ratio", "profile", profile=profile))  # refuses one of another model
     rho = profile.at("rho", torch.tensor([15.0, 1.0, 0.1]))
     assert 0.3 < rho[0] < rho[1] < rho[2] <= 1  # as docs/quality/demo/facts.md has it

@@ -1,0 +1,57 @@
+"""The rules that matter, on all the prompts and seeds they share, compared where they follow the prompt equally well."""
+
+import numpy as np
+import pandas as pd
+
+from . import rules
+from .cells import Cell, Studio
+from .tables import interval, over_cfg, over_prompts, table
+
+LEVELS = (0.8, 0.85, 0.9, 0.95)  # of condition accuracy
+BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
+
+
+def at_accuracy(means: pd.DataFrame, rule: str, level: float) -> np.ndarray:
+    """A rule's distance to the target where it has that condition accuracy, on the line through its cfgs: value and
+    replicates [1 + draws]; NaN where no cfg reaches it."""
+    line = means[means.rule == rule].sort_values("cfg")
+    distance, accuracy = (
+        np.column_stack([line[name], np.stack(line[f"{name} replicates"].to_list())]) for name in ("target", "accuracy")
+    )
+    accuracy = np.maximum.accumulate(accuracy) + 1e-9 * np.arange(len(line))[:, None]
+    found = np.array([np.interp(level, a, d) for a, d in zip(accuracy.T, distance.T, strict=True)])
+    return found if accuracy[0, 0] <= level <= accuracy[-1, 0] else np.full_like(found, np.nan)
+
+
+def equal_accuracy(means: pd.DataFrame, base: str | None = None) -> str:
+    """Distance to the target at equal condition accuracy; with a base rule, less the base's, in pairs."""
+    lines = [
+        "| rule | " + " | ".join(f"accuracy {level:g}" for level in LEVELS) + " |",
+        "|---" * (1 + len(LEVELS)) + "|",
+    ]
+    for rule in means.rule.unique():
+        if rule in ("none", base):
+            continue
+        found = [at_accuracy(means, rule, x) - (at_accuracy(means, base, x) if base else 0) for x in LEVELS]
+        lines.append(f"| {rule} | " + " | ".join(map(entry_of, found)) + " |")
+    return "\n".join(lines)
+
+
+def entry_of(found: np.ndarray) -> str:
+    """Value and replicates [1 + draws] as text."""
+    value, low, high = (found[0], *interval(found[0], found[1:]))
+    return "" if np.isnan(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def contest(studio: Studio, cells: list[Cell], jobs: int) -> tuple[str, pd.DataFrame]:
+    """The contenders' tables, and the means that they are made of."""
+    frame = table(studio, [cell for cell in cells if cell.rule in rules.CONTENDERS], jobs)
+    means = over_prompts(frame)
+    shared = (
+        f"Prompts: {', '.join(frame.prompt.unique())}; {frame.pictures.max()} pictures of each at every rule and cfg."
+    )
+    parts = [f"## The contenders\n\n{shared}"]
+    parts += [f"Distance to the target less CFG's at the same cfg:\n\n{over_cfg(means)}"]
+    parts += [f"Distance to the target at equal condition accuracy:\n\n{equal_accuracy(means)}"]
+    parts += [f"The same less that of {base}, in pairs:\n\n{equal_accuracy(means, base)}" for base in BASES]
+    return "\n\n".join(parts), means

@@ -1,0 +1,163 @@
+"""Numbers of what was sampled: a row for each prompt, rule and cfg, means over the prompts, Markdown tables of them."""
+
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import chain, repeat
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from .. import decode
+from . import measures
+from .cells import SEARCH_SEEDS, Cell, Sampled, Studio, parse_prompt
+
+INTERVAL = (2.5, 97.5)
+EXTREMES = ("target", "conditional")
+REPLICATED = (*EXTREMES, "accuracy")
+
+
+class Group:
+    """The pictures of one prompt, rule and cfg, all seeds together, and their numbers."""
+
+    def __init__(self, cells: list[Cell], sampled: list[Sampled], decoder: decode.Decoder):
+        first = cells[0]
+        self.prompt, self.rule, self.cfg = first.prompt, first.rule, first.cfg
+        pictures, clipped = (np.concatenate([getattr(s, name) for s in sampled]) for name in ("pictures", "clipped"))
+        self.read = measures.read(pictures, clipped, decoder)
+        self.cost = {name: np.mean([getattr(s, name) for s in sampled]) for name in ("forward", "reverse", "seconds")}
+
+    def row(self, reference: measures.Read, w: float) -> dict:
+        """Numbers, and replicates of the distances."""
+        stated, n = parse_prompt(self.prompt), len(self.read)
+        row = {"prompt": self.prompt, "rule": self.rule, "cfg": 1 + w, "pictures": n, **self.cost}
+        for name, weight in (("target", w), ("conditional", 0.0)):
+            exact = measures.references(weight, tuple(stated.items()))
+            by_attribute = measures.distances(self.read, measures.draws(n), exact)
+            row[name], *row[f"{name} replicates"] = by_attribute.mean(0)
+            row |= {f"{name} {a}": d for a, d in zip(measures.ATTRIBUTES, by_attribute[:, 0], strict=True)}
+            row[f"{name} floor"] = measures.floor(n, weight, tuple(stated.items()))
+        row["accuracy"], *row["accuracy replicates"] = measures.accuracy(self.read, stated)[measures.draws(n)].mean(0)
+        row["clipped"], row["off"] = 100 * self.read.clipped.mean(), 100 * self.read.off.mean()
+        row["chroma"] = self.read.chroma.mean()
+        row |= measures.neighbourhoods(self.read.features, reference.features)
+        row["frechet"] = measures.frechet(self.read.features, reference.features)
+        return row
+
+
+def complete(cells: list[Cell]) -> dict[tuple, list[Cell]]:
+    """Cells by (prompt, rule, cfg), the same number of seeds each: fewer pictures would seem farther from the target.
+
+    Groups with fewer seeds than most have are left out, to be shown when they are there.
+    """
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[cell.prompt, cell.rule, cell.cfg].append(cell)
+    most = int(np.median([len(group) for group in groups.values()]))
+    return {key: group[:most] for key, group in groups.items() if len(group) >= most}
+
+
+def table(studio: Studio, cells: list[Cell], jobs: int = 1) -> pd.DataFrame:
+    """A row for each prompt, rule and cfg; "none" has one for every cfg, since the target moves with it."""
+    groups = complete(cells)
+    cfgs = sorted({cfg for _, rule, cfg in groups if rule != "none"})
+    wanted = [cfgs if rule == "none" else [cfg] for _, rule, cfg in groups]
+    with ProcessPoolExecutor(jobs) as pool:
+        made = pool.map(rows, repeat(studio), groups.values(), wanted)
+        return pd.DataFrame(chain.from_iterable(tqdm(made, total=len(groups), desc="reading")))
+
+
+def rows(studio: Studio, cells: list[Cell], cfgs: list[float]) -> list[dict]:
+    """Of the cells of one prompt, rule and cfg: a row for each cfg whose target they are compared with."""
+    torch.set_num_threads(1)
+    decoder = load_decoder()
+    made = Group(cells, [studio.get(cell) for cell in cells], decoder)
+    drawn = reference(made.prompt)
+    return [made.row(drawn, cfg - 1) for cfg in cfgs]
+
+
+load_decoder = cache(decode.load)
+
+
+@cache
+def reference(prompt: str) -> measures.Read:
+    """Pictures of a prompt as the world draws them."""
+    return measures.drawn(measures.REFERENCE, parse_prompt(prompt), load_decoder())
+
+
+def over_prompts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over the prompts, where all are there, with intervals of the distances."""
+    prompts = frame[frame.rule == "cfg"].prompt.unique()
+    rows = []
+    for (rule, cfg), group in frame.groupby(["rule", "cfg"], sort=False):
+        if len(group) < len(prompts):
+            continue
+        row = {"rule": rule, "cfg": cfg} | group.select_dtypes("number").drop(columns="cfg").mean().to_dict()
+        for name in REPLICATED:
+            row[f"{name} replicates"] = np.mean(np.stack(group[f"{name} replicates"].to_list()), axis=0)
+            row[f"{name} low"], row[f"{name} high"] = interval(row[name], row[f"{name} replicates"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def interval(value: float, replicates: np.ndarray) -> np.ndarray:
+    """Its two ends. Resampling repeats pictures, which alone adds to a distance: only the spread counts."""
+    return value + np.percentile(replicates - replicates.mean(), INTERVAL)
+
+
+def over_cfg(means: pd.DataFrame) -> str:
+    """Distance to the target less CFG's at the same cfg, in pairs: the same noises, the same bootstrap draws."""
+    base = means[means.rule == "cfg"].set_index("cfg")
+    rows = {}
+    for r in means[(means.rule != "cfg") & means.cfg.isin(base.index)].to_dict("records"):
+        other = base.loc[r["cfg"]]
+        less = r["target"] - other["target"]
+        low, high = interval(less, r["target replicates"] - other["target replicates"])
+        rows.setdefault(r["rule"], {})[r["cfg"]] = f"{less:+.3f} ({low:+.3f} to {high:+.3f})"
+    cfgs = sorted(base.index)
+    lines = ["| rule | " + " | ".join(f"cfg {cfg:g}" for cfg in cfgs) + " |", "|---" * (1 + len(cfgs)) + "|"]
+    lines += [f"| {rule} | " + " | ".join(row.get(cfg, "") for cfg in cfgs) + " |" for rule, row in rows.items()]
+    return "\n".join(lines)
+
+
+def markdown(means: pd.DataFrame, name: str) -> str:
+    """One quantity, rules by cfg."""
+    digits = {"clipped": 2, "off": 2, "frechet": 2}.get(name, 3)
+
+    def entry(row: pd.Series) -> str:
+        text = f"{row[name]:.{digits}f}"
+        return f"{text} ({row[f'{name} low']:.3f}–{row[f'{name} high']:.3f})" if name in EXTREMES else text
+
+    shown = means.assign(entry=means.apply(entry, axis=1)).pivot(index="rule", columns="cfg", values="entry")
+    shown = shown.reindex(means.rule.unique()).fillna("")
+    lines = [
+        "| rule | " + " | ".join(f"cfg {cfg:g}" for cfg in shown.columns) + " |",
+        "|---" * (1 + shown.shape[1]) + "|",
+    ]
+    return "\n".join(
+        lines + [f"| {rule} | " + " | ".join(row) + " |" for rule, row in zip(shown.index, shown.values, strict=True)]
+    )
+
+
+def cost_table(means: pd.DataFrame) -> str:
+    """What a picture costs, at the cfg where most rules are."""
+    at = means[means.cfg == means.cfg.mode()[0]]
+    base = at[at.rule == "cfg"].seconds.iloc[0]
+    lines = ["| rule | forward passes | reverse passes | processor time / CFG's |", "|---|---|---|---|"]
+    return "\n".join(
+        lines + [f"| {r.rule} | {r.forward:g} | {r.reverse:g} | {r.seconds / base:.2f} |" for r in at.itertuples()]
+    )
+
+
+def interval_table(frame: pd.DataFrame) -> str:
+    """Every interval that was tried, means over the prompts."""
+    means = frame.groupby("rule", sort=False)[["target", "conditional", "accuracy", "off"]].mean()
+    lines = ["| rule | target | conditional | accuracy | distance to the world, % |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r.Index} | {r.target:.3f} | {r.conditional:.3f} | {r.accuracy:.3f} | {r.off:.2f} |"
+        for r in means.itertuples()
+    ]
+    seeds = " and ".join(map(str, SEARCH_SEEDS))
+    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n" + "\n".join(lines)

@@ -1,0 +1,53 @@
+"""Rules are compared where they follow the prompt equally well, not at equal cfg."""
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
+
+import numpy as np
+import pandas as pd
+
+from pack.demo.quality import contest, measures
+
+
+def line(rule, accuracies, distances, spread=0.0):
+    """A rule's points, one for each cfg, with replicates that move both quantities."""
+    moved = spread * np.random.default_rng(0).normal(size=measures.RESAMPLES)
+    return [
+        {
+            "rule": rule,
+            "cfg": cfg,
+            "accuracy": accuracy,
+            "target": distance,
+            "accuracy replicates": np.full(measures.RESAMPLES, accuracy),
+            "target replicates": distance + moved,
+        }
+        for cfg, accuracy, distance in zip((3.0, 5.0, 8.0), accuracies, distances, strict=True)
+    ]
+
+
+MEANS = pd.DataFrame(
+    line("cfg", (0.8, 0.9, 1.0), (0.2, 0.3, 0.5), spread=0.1) + line("ratio", (0.7, 0.8, 0.86), (0.07, 0.17, 0.23), 0.1)
+)
+
+
+def test_between_two_cfgs_a_rule_lies_on_the_line():
+    assert contest.at_accuracy(MEANS, "cfg", 0.85)[0] == pytest.approx(0.25)
+    assert contest.at_accuracy(MEANS, "cfg", 0.95)[0] == pytest.approx(0.4)
+    assert contest.at_accuracy(MEANS, "ratio", 0.83)[0] == pytest.approx(0.2)
+
+
+def test_an_accuracy_that_no_cfg_reaches_is_not_made_up():
+    assert np.isnan(contest.at_accuracy(MEANS, "ratio", 0.9)).all()
+    assert np.isnan(contest.at_accuracy(MEANS, "cfg", 0.75)).all()
+
+
+def test_noise_that_two_rules_share_is_none_of_their_difference():
+    table = contest.equal_accuracy(MEANS, "cfg").splitlines()
+    assert table[2] == "| ratio | -0.030 (-0.030 to -0.030) | -0.030 (-0.030 to -0.030) |  |  |"
+
+
+def test_a_line_that_turns_back_is_read_at_the_highest_accuracy_so_far():
+    turned = pd.DataFrame(line("cfg", (0.8, 0.9, 0.85), (0.2, 0.3, 0.5)))
+    assert contest.at_accuracy(turned, "cfg", 0.85)[0] == pytest.approx(0.25)
