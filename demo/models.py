@@ -138,14 +138,18 @@ def build(
 def load(path: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
     """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file whose header names its config."""
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    with safe_open(path, "pt") as file:
-        kind = CONFIGS[(file.metadata() or {}).get("config", "demo")]
     device = comfy.model_management.get_torch_device()
     dtype = comfy.utils.weight_dtype(state)
-    model = build(kind, dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = build(config_of(path), dtype, comfy.model_management.unet_manual_cast(dtype, device))
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
     model.load_model_weights(state, assign=patcher.is_dynamic())
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+def config_of(path: str) -> type[DemoConfig]:
+    """The architecture of a safetensors file, by its header."""
+    with safe_open(path, "pt") as file:
+        return CONFIGS[(file.metadata() or {}).get("config", "demo")]
 
 
 def sigma_at(sampling: torch.nn.Module, ratio: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .. import models
 from . import rules
-from .cells import MORE_PROMPTS, PROMPTS, SEARCH_SEEDS, Cell, Studio
+from .cells import MORE_PROMPTS, PROMPTS, SEARCH_SEEDS, WEAK, Cell, Studio
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
@@ -47,13 +48,15 @@ class Part:
 OTHERS = BROKEN + CHEAP + PEERS + VARIANTS
 ALL = PROMPTS + MORE_PROMPTS
 PARTS = (  # the most informative first
-    Part(PROMPTS, (3.0, 8.0, 5.0), rules.CONTENDERS, (0,)),
+    Part(PROMPTS, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1)),
+    Part(PROMPTS, (2.0,), ("cfg", "c2fg", "ratio"), (0, 1)),
+    Part(PROMPTS, (5.0, 8.0, 3.0), ("elementwise", "jacobian"), (0, 1)),
+    Part(PROMPTS, (5.0,), BROKEN, (0, 1)),
     Part(PROMPTS, (5.0,), rules.SEARCHED, SEARCH_SEEDS),
-    Part(PROMPTS, (3.0, 8.0, 5.0, 2.0), CORE, (0,)),
-    Part(PROMPTS, (3.0, 5.0, 8.0, 2.0), CORE, (1,)),
+    Part(ALL, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1, 2)),
+    Part(PROMPTS, (3.0, 5.0, 8.0, 2.0), CORE, (0, 1)),
     Part(PROMPTS, (5.0,), OTHERS, (0, 1)),
     Part(PROMPTS, (8.0, 3.0), CHEAP + PEERS, (0, 1)),
-    Part(ALL, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1, 2)),
     Part(PROMPTS, (2.0, 3.0, 5.0), tuple(rules.AUTO), (0, 1)),
     Part(PROMPTS, (1.5,), CORE, (0, 1)),
     Part(PROMPTS, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
@@ -63,6 +66,11 @@ PARTS = (  # the most informative first
 def cells(model: str, **options) -> list[Cell]:
     """All cells, each once."""
     return list(dict.fromkeys(cell for part in PARTS for cell in part.cells(model, **options)))
+
+
+def has_weak(weights: Path) -> bool:
+    """Whether the weak model is one of the same kind."""
+    return models.config_of(weights).prediction == models.config_of(WEAK).prediction
 
 
 def fill(studio: Studio, wanted: list[Cell], minutes: float, jobs: int) -> list[Cell]:
@@ -109,6 +117,7 @@ def main() -> None:
 
         return facts.write(studio.model, output, command)
     wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
+    wanted = [cell for cell in wanted if cell.rule not in rules.AUTO or has_weak(arguments.weights)]
     there = fill(studio, wanted, arguments.minutes, arguments.jobs)
     print(f"{len(there)} of {len(wanted)} cells")
     if not any(cell.rule == "cfg" for cell in there):
