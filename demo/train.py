@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning
+import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -17,6 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 comfy_options.cpu = not torch.cuda.is_available()
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
 
 from . import models, world  # noqa: E402  (ComfyUI reads its options when it is imported)
 
@@ -117,6 +122,22 @@ def export_checkpoints(work: Path, **metadata) -> None:
         export(state, checkpoint.with_suffix(".safetensors"), **metadata, stopped_at=checkpoint.stem)
 
 
+def draw_curve(work: Path, title: str) -> None:
+    """The losses of a training, all its parts together, as curve.png beside its checkpoints."""
+    parts = [pd.read_csv(file) for file in sorted(work.glob("curve/version_*/metrics.csv"))]
+    losses = pd.concat(parts).drop_duplicates("step", keep="last").set_index("step").sort_index()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="tight")
+    axes.plot(losses.loss.dropna().rolling(8, min_periods=1).mean(), color="#9ab8d6", label="loss, mean of 200 steps")
+    axes.plot(losses.held_out_loss.dropna(), "o-", color="#22406a", label="held-out loss, averaged weights")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(work / "curve.png", dpi=110)
+    plt.close(figure)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", choices=models.CONFIGS, default="demo", help="what to train")
@@ -172,6 +193,7 @@ def main() -> None:
     metadata = {"config": arguments.config, "command": " ".join(["python3 dev.py train", *chosen])}
     export(training.model.state_dict(), arguments.output, **metadata, held_out_loss=round(held_out, 5))
     export_checkpoints(arguments.work, **metadata)
+    draw_curve(arguments.work, metadata["command"])
 
 
 if __name__ == "__main__":
