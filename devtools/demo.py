@@ -1,4 +1,4 @@
-"""Draw the same pictures with CFG and with both rectifications of REG in a real ComfyUI, as one labelled grid."""
+"""Draw the same pictures with CFG and with two rectifications of REG in a real ComfyUI, as one labelled grid."""
 
 import argparse
 import copy
@@ -30,7 +30,7 @@ PROMPTS = (
 )
 PROMPTS_PER_LINE = 3
 CFGS = (2.0, 4.0, 8.0)
-RECTIFICATIONS = ("elementwise", "jacobian")
+RECTIFICATIONS = ("ratio", "elementwise")
 STEPS = 20
 SEED = 1
 AMPLIFICATION = 4

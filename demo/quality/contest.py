@@ -7,7 +7,7 @@ from . import rules
 from .cells import Cell, Studio
 from .tables import interval, over_cfg, over_prompts, table
 
-LEVELS = (0.8, 0.85, 0.9, 0.95)  # of condition accuracy
+LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
 
 
@@ -23,16 +23,21 @@ def at_accuracy(means: pd.DataFrame, rule: str, level: float) -> np.ndarray:
     return found if accuracy[0, 0] <= level <= accuracy[-1, 0] else np.full_like(found, np.nan)
 
 
+def reached(means: pd.DataFrame) -> list[float]:
+    """The levels of accuracy that CFG and most other rules have at some cfg."""
+    lines = means[means.rule != "none"].groupby("rule").accuracy
+    low, high = lines.min(), lines.max()
+    return [x for x in LEVELS if low["cfg"] <= x <= high["cfg"] and ((low <= x) & (x <= high)).mean() > 0.5]
+
+
 def equal_accuracy(means: pd.DataFrame, base: str | None = None) -> str:
     """Distance to the target at equal condition accuracy; with a base rule, less the base's, in pairs."""
-    lines = [
-        "| rule | " + " | ".join(f"accuracy {level:g}" for level in LEVELS) + " |",
-        "|---" * (1 + len(LEVELS)) + "|",
-    ]
+    levels = reached(means)
+    lines = ["| rule | " + " | ".join(f"accuracy {x:g}" for x in levels) + " |", "|---" * (1 + len(levels)) + "|"]
     for rule in means.rule.unique():
         if rule in ("none", base):
             continue
-        found = [at_accuracy(means, rule, x) - (at_accuracy(means, base, x) if base else 0) for x in LEVELS]
+        found = [at_accuracy(means, rule, x) - (at_accuracy(means, base, x) if base else 0) for x in levels]
         lines.append(f"| {rule} | " + " | ".join(map(entry_of, found)) + " |")
     return "\n".join(lines)
 

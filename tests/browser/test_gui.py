@@ -72,7 +72,7 @@ def test_the_report_is_shown_on_its_node(demo):
 def test_the_node_that_samples_tells_what_it_does(demo):
     demo.run()
     line = demo.until(lambda: demo.line("Sample with REG"), "the line", 120)
-    assert re.fullmatch(r"REG: jacobian by backward, mean gain \d\.\d\d", line)
+    assert re.fullmatch(r"REG: ratio by difference, mean ρ \d\.\d\d", line)
     assert demo.line("Sample with CFG") is None
     demo.element(f"//*[contains(text(), '{line[:24]}')]", "the line on the screen")
     demo.screenshot("gui-line")
