@@ -53,7 +53,7 @@ PARTS = (  # the most informative first
     Part(PROMPTS, (5.0, 8.0, 3.0), ("elementwise", "jacobian"), (0, 1)),
     Part(PROMPTS, (5.0,), BROKEN, (0, 1)),
     Part(PROMPTS, (5.0,), rules.SEARCHED, SEARCH_SEEDS),
-    Part(ALL, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1, 2)),
+    Part(ALL, (3.0, 8.0, 5.0), rules.CONTENDERS, (0, 1)),
     Part(PROMPTS, (3.0, 5.0, 8.0, 2.0), CORE, (0, 1)),
     Part(PROMPTS, (5.0,), OTHERS, (0, 1)),
     Part(PROMPTS, (8.0, 3.0), CHEAP + PEERS, (0, 1)),
