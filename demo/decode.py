@@ -46,7 +46,7 @@ class Decoded:
             background=self.background,
             count=self.count,
             hue=self.hue,
-            radius=self.radius,
+            radius=self.radius.clip(min=0),  # of what is no shape it can be anything
             centre=world.SIZE / 2 + np.stack([self.x, self.y], axis=1),
             rotation=self.phase / SYMMETRY[self.shape],
         )

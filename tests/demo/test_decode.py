@@ -10,7 +10,7 @@ from scipy import stats
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
-from pack.demo import decode, target
+from pack.demo import decode, target, world
 from pack.demo.quality import measures
 
 GOLD = (("colour", "gold"),)
@@ -78,3 +78,19 @@ def test_neighbourhoods_know_copies_and_strangers(gold):
     one = measures.neighbourhoods(np.repeat(gold.features[:1], 150, axis=0), gold.features)
     assert set(same.values()) == {1.0} and set(far.values()) == {0.0}
     assert one["precision"] == 1.0 and one["coverage"] < 0.2
+
+
+def test_what_is_no_shape_is_drawn_as_nothing():
+    zero = np.zeros(1, dtype=int)
+    read = decode.Decoded(
+        shape=zero,
+        background=zero,
+        count=zero,
+        hue=zero + 0.5,
+        radius=zero - 1.0,
+        x=zero + 0.0,
+        y=zero + 0.0,
+        phase=zero + 0.0,
+    )
+    nothing = world.draw_picture(read.attributes(), 0).astype(float)
+    assert np.abs(nothing - nothing[0, 0]).mean() < 0.1
