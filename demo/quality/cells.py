@@ -89,6 +89,9 @@ class Studio:
         self.cache = cache
         self.digest = digest(weights)
 
+    def __reduce__(self):
+        return Studio, (self.weights, self.cache)  # to another process, without the model
+
     @cached_property
     def model(self) -> ModelPatcher:
         return models.load(self.weights)[0]
