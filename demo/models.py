@@ -92,12 +92,6 @@ class DemoConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.BaseModel(self, self.prediction, device=device, unet_model=self.network)
 
 
-class WeakConfig(DemoConfig):
-    """The demo's model with half the channels, to be trained for a short time: the weak model of AutoGuidance."""
-
-    unet_config = DemoConfig.unet_config | {"model_channels": 32}
-
-
 class EpsConfig(DemoConfig):
     """Predicts the noise, in Stable Diffusion's schedule."""
 
@@ -121,7 +115,7 @@ class FlowConfig(EpsConfig):
     sampling_settings = {"shift": 3.0}
 
 
-CONFIGS = {"demo": DemoConfig, "weak": WeakConfig, "eps": EpsConfig, "flow": FlowConfig}
+CONFIGS = {"demo": DemoConfig, "eps": EpsConfig, "flow": FlowConfig}
 
 
 def build(

@@ -52,7 +52,7 @@ class REGAutoGuider(io.ComfyNode):
                     tooltip="With a negative: how much of the guidance moves away from it instead of from the weak "
                     "model. 0 is AutoGuidance alone, 1 CFG alone.",
                 ),
-                *option_inputs(),
+                *option_inputs("jacobian"),
             ],
             outputs=[io.Guider.Output(tooltip="Connect to SamplerCustomAdvanced.")],
         )

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..demo import world
 
 WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
-VERSIONS = {"full": "demo", "weak": "weak", "eps": "eps", "flow": "flow"}  # files of weights
+VERSIONS = {"full": "demo", "weak": "demo-half", "eps": "eps", "flow": "flow"}  # files of weights
 ANY = "any"
 
 
@@ -27,7 +27,7 @@ class REGDemoModel(io.ComfyNode):
                     default="full",
                     optional=True,
                     tooltip="full predicts the clean picture, eps the noise, flow the velocity, as the models people use do. "
-                    "weak is a smaller one, trained briefly: the weak model of AutoGuidance.",
+                    "weak is full after half of its training: the weak model of AutoGuidance.",
                 )
             ],
             outputs=[

@@ -14,7 +14,7 @@ def sampled_anew_for_a_report(cls, **inputs) -> bool:
     return report_follows()
 
 
-def option_inputs() -> list:
+def option_inputs(rectification: str = "ratio") -> list:
     """Inputs of the shared options, in the order of `guiders.options.Options`.
 
     Their defaults are what docs/quality.md found best; those of Options are the paper's rule, measured at each step.
@@ -23,7 +23,7 @@ def option_inputs() -> list:
         io.Combo.Input(
             "rectification",
             options=list(RECTIFICATIONS),
-            default="ratio",
+            default=rectification,
             tooltip="How the guidance is corrected. ratio: one number per picture and step, from how much the prompt "
             "narrows what can be seen; it came nearest to the right answer at cfg 3 to 8. elementwise: the paper's rule, "
             "a map that damps guidance where the model does not respond. jacobian: the whole chain rule.",

@@ -28,7 +28,7 @@ from .. import models, world
 from . import rules
 
 VERSION = 2
-WEAK = Path(__file__).parents[1] / "weights" / "weak.safetensors"
+WEAK = Path(__file__).parents[1] / "weights" / "demo-half.safetensors"
 PROMPTS = ("colour=gold", "shape=star")
 MORE_PROMPTS = ("colour=red", "shape=star,colour=violet")  # of the contenders
 SEARCH_SEEDS = (100, 101)  # of what is chosen by its results

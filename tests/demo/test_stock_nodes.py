@@ -17,7 +17,7 @@ import nodes  # ComfyUI's
 from pack.demo import models
 
 WEIGHTS = Path(models.__file__).parent / "weights"
-VERSIONS = ("demo", "weak", "eps", "flow")
+VERSIONS = ("demo", "demo-half", "eps", "flow")
 STAR, CIRCLE, EMPTY = (
     [[models.prompt_tokens(**stated), {}]] for stated in ({"shape": "star"}, {"shape": "circle"}, {})
 )
