@@ -50,9 +50,17 @@ def test_what_is_saved_can_be_loaded(models):
     assert torch.equal(nodes.REGLoadProfile.execute("übung 1.safetensors").args[0].rho, CURVE)
 
 
-def test_the_shipped_profile_is_of_the_shipped_model():
-    profile = profiles.load(nodes.SHIPPED / "reg-demo.safetensors")
-    model, _ = models_of_the_demo.load(WEIGHTS / "demo.safetensors")
-    on_model(model, Options("ratio", "profile", profile=profile))  # refuses one of another model
-    rho = profile.at("rho", torch.tensor([15.0, 1.0, 0.1]))
-    assert 0.3 < rho[0] < rho[1] < rho[2] <= 1  # as docs/quality/demo/facts.md has it
+@pytest.mark.parametrize(
+    ("profile", "weights", "sigmas"),
+    [
+        ("reg-demo", "demo", (15.0, 1.0, 0.1)),
+        ("reg-demo-eps", "eps", (12.0, 1.0, 0.1)),
+        ("reg-demo-flow", "flow", (0.9, 0.6, 0.1)),
+    ],
+)
+def test_a_shipped_profile_is_of_its_shipped_model(profile, weights, sigmas):
+    found = profiles.load(nodes.SHIPPED / f"{profile}.safetensors")
+    model, _ = models_of_the_demo.load(WEIGHTS / f"{weights}.safetensors")
+    on_model(model, Options("ratio", "profile", profile=found))  # refuses one of another model
+    rho = found.at("rho", torch.tensor(sigmas))
+    assert 0.3 < rho[0] < rho[1] < rho[2] <= 1  # as docs/quality/*/facts.md have it
