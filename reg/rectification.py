@@ -7,7 +7,7 @@ the whole chain; a rectification R(g) mends that to first order (Gao et al., ICM
 
     elementwise   R(g) = α Jᵀ1 ⊙ g            the paper's rule (its equation for D, and the same for epsilon)
     jacobian      R(g) = α Jᵀg                the chain rule kept whole
-    ratio         R(g) = ρ / (1 + w(1 − ρ)) g ours, experimental: exact where p(x0|y) and p(x0) are Gaussian
+    ratio         R(g) = ρ / (1 + w(1 − ρ)) g ours: exact where p(x0|y) and p(x0) are Gaussian
 
 J = ∂D_c/∂x; α multiplies the clean latent in the noisy one, x = α x0 + σ noise. Tensors are [batch, ...] of any rank.
 """
