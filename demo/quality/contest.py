@@ -5,7 +5,7 @@ import pandas as pd
 
 from . import rules
 from .cells import Cell, Studio
-from .tables import interval, over_cfg, over_prompts, table
+from .tables import interval, markdown, over_cfg, over_prompts, table
 
 LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
@@ -57,6 +57,8 @@ def contest(studio: Studio, cells: list[Cell], jobs: int) -> tuple[str, pd.DataF
     )
     parts = [f"## The contenders\n\n{shared}"]
     parts += [f"Distance to the target less CFG's at the same cfg:\n\n{over_cfg(means)}"]
+    parts += [f"Distance to the target:\n\n{markdown(means, 'target')}"]
+    parts += [f"Condition accuracy:\n\n{markdown(means, 'accuracy')}"]
     parts += [f"Distance to the target at equal condition accuracy:\n\n{equal_accuracy(means)}"]
     parts += [f"The same less that of {base}, in pairs:\n\n{equal_accuracy(means, base)}" for base in BASES]
     return "\n\n".join(parts), means
