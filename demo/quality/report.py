@@ -52,6 +52,8 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: i
     if searched:
         parts += [f"## Search for the interval\n\n{interval_table(table(studio, searched, jobs))}"]
     parts += grids(studio, cells, output)
+    contest_cells = [cell for cell in cells if cell.rule in ("none", *rules.CONTENDERS)]
+    grid(studio, contest_cells, PROMPTS[-1], output / "grid-contenders.jpg")
     (output / "tables.md").write_text("\n\n".join(parts) + "\n")
     plots(means, contenders, output)
 
