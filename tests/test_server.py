@@ -22,7 +22,7 @@ STEPS = 6
 def graph(server, seed: int, rectification: str | None, steps: int = STEPS, **options) -> dict:
     """A prompt that saves the latent sampled with CFG, or with REG where a rectification is given."""
     defaults = workflow.widget_values({}, server.object_info()["REGModel"])
-    options = defaults | {"rectification": rectification} | options
+    options = defaults | {"rectification": rectification, "every": 1} | options
     nodes = {
         "model": ("REGDemoModel", {}),
         "positive": ("REGDemoPrompt", PROMPT),
@@ -75,7 +75,7 @@ def test_server_lists_the_nodes(server):
     assert all(node["description"] for node in nodes.values())
 
 
-@pytest.mark.parametrize("rectification", [None, "elementwise", "jacobian"])
+@pytest.mark.parametrize("rectification", [None, "ratio", "elementwise", "jacobian"])
 def test_server_samples_what_is_sampled_here(server, rectification):
     actual = sample_in_server(server, server.queue(graph(server, 1, rectification)))
     assert_same(actual, sample_here(1, rectification))
