@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts, get_wrappers_with_key
 
@@ -70,6 +71,12 @@ def without_work_units(model_options: dict) -> dict:
 def couples_conds(model_options: dict) -> bool:
     """Does a patch mix what is evaluated in one batch, so that D_c depends on which conds it is evaluated with?"""
     return _has_attention_patch(model_options, NAG)
+
+
+def evaluating_patch(guider, model_options: dict):
+    """The patch that evaluates both conds in ComfyUI's place (SLG simple), or None; other guiders than core's pass it by."""
+    asked = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
+    return model_options.get("sampler_calc_cond_batch_function") if asked else None
 
 
 def merges_tokens(model_options: dict) -> bool:

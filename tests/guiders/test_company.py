@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
-from pack.tests.guiders import company
+from pack.tests.guiders import by_hand, company
 from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, copying, guider
 
 BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("elementwise", "difference", step=0.002)
@@ -57,12 +57,13 @@ def latent(row, family, seed=0):
 
 
 def watched(model, seen):
-    """The model, with D_c of each step put into `seen`: as the network gives it, before any patch of the guidance."""
+    """The model, with D_c and D_u of a step put into `seen`: as the network gives them, before any patch of the guidance."""
 
     def watch(executor, model, conds, *args):
         out = executor(model, conds, *args)
-        if not seen and conds[0] is not None:
-            seen.append(out[0])
+        for i, (cond, denoised) in enumerate(zip(conds, out, strict=True)):
+            if cond is not None:
+                seen.setdefault(i, denoised)
         return out
 
     model = model.clone()
@@ -70,11 +71,15 @@ def watched(model, seen):
     return model
 
 
-def d_cond(guided_by, model, x):
-    """D_c at x within a guided step of the model without REG."""
-    seen = []
+def predictions(guided_by, model, x):
+    """D_c and D_u at x within a guided step of the model without REG."""
+    seen = {}
     answer(guided_by(watched(model, seen)), x)
-    return seen[0]
+    return seen
+
+
+def d_cond(guided_by, model, x):
+    return predictions(guided_by, model, x)[0]
 
 
 def product(guided_by, model, x, options):
@@ -105,6 +110,28 @@ def test_what_is_rectified(row, family, options):
         pytest.skip("a difference crosses its jumps, as the page says")
     model = patched(row, built(family))
     check(lambda m: guider(family, m), model, latent(row, family), options)
+
+
+@neighbours([row for row in SINGLE_STEPS if row.smooth])
+def test_what_the_ratio_leaves_of_it(row, family):
+    """f g with f = ρ / (1 + w (1 − ρ)), from central differences along g; nothing here is of the pack."""
+    model = patched(row, built(family))
+    x, dot = latent(row, family), by_hand.dot
+
+    def of(x):
+        return predictions(lambda m: guider(family, m), model, x)
+
+    d, uncond = of(x)[0], of(x)[1]
+    guided = answer(guider(family, model), x)
+    g, delta = guided - d, d - uncond
+    h = 0.002 * x.square().mean().sqrt() / g.square().mean().sqrt()
+    ahead, behind = of(x + h * g), of(x - h * g)
+    along_cond, along_uncond = (dot(g, a - b) for a, b in ((ahead[i], behind[i]) for i in (0, 1)))
+    rho = torch.where(along_uncond > 0, along_cond / along_uncond, 1.0).clamp(0, 1)
+    w = dot(g, delta) / dot(delta, delta)
+    rectified = answer(guider(family, on_model(model, Options("ratio", step=0.002))), x)
+    expected = rho / (1 + w * (1 - rho)) * g
+    assert ((rectified - d) - expected).norm() < 0.03 * g.norm()
 
 
 @torch.inference_mode()
