@@ -268,7 +268,8 @@ D_guided is the prediction that all the other patches made, D_c the model's own 
 0 the picture is the one without REG, bit for bit. The patches keep their order among each other.
 
 Rows are tested with ComfyUI's own nodes: against the Jacobian of the patched model, computed without REG, both by the
-reverse pass and by differences; in both node orders, which must give the same picture; and at a strength near 0, where
+reverse pass and by differences, and against the ratio's number from differences; in both node orders, which must give the
+same picture; and at a strength near 0, where
 the other patch must act as it does alone.
 
 | patch | works | what is rectified | order matters | refuses |
