@@ -269,8 +269,7 @@ D_guided is the prediction that all the other patches made, D_c the model's own 
 
 Rows are tested with ComfyUI's own nodes: against the Jacobian of the patched model, computed without REG, both by the
 reverse pass and by differences, and against the ratio's number from differences; in both node orders, which must give the
-same picture; and at a strength near 0, where
-the other patch must act as it does alone.
+same picture; and at a strength near 0, where the other patch must act as it does alone.
 
 | patch | works | what is rectified | order matters | refuses |
 |---|---|---|---|---|
