@@ -98,15 +98,6 @@ class CondsPass:
             out = self._evaluate(self.conds, x)
         return out[self.position], out[self.other]
 
-    def both_by(self, function: Callable, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by a patch that evaluates the two conds in ComfyUI's place."""
-        conds = [self.conds[self.position], self.conds[self.other]]
-        args = {"conds": conds, "input": x, "sigma": self.sigma, "model": self.model}
-        self.passes["forward"] += len(conds)
-        with self.chance.beside():
-            d_cond, d_uncond = function({**args, "model_options": self.model_options})
-        return d_cond, d_uncond
-
     def graph(self, care: Care) -> Evaluation:
         """The guided cond's prediction, with its graph."""
         options = without_work_units(attention.differentiable(self.model_options, DifferentiableCalls))

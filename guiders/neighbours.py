@@ -1,5 +1,6 @@
 """Other patches on the same run: what must be known of them so that an extra evaluation is compared with its like."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import comfy.samplers
@@ -73,10 +74,17 @@ def couples_conds(model_options: dict) -> bool:
     return _has_attention_patch(model_options, NAG)
 
 
-def evaluating_patch(guider, model_options: dict):
-    """The patch that evaluates both conds in ComfyUI's place (SLG simple), or None; other guiders than core's pass it by."""
-    asked = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
-    return model_options.get("sampler_calc_cond_batch_function") if asked else None
+def evaluation(guider, model_options: dict) -> Callable:
+    """(model, conds, x, sigma, model_options) -> predictions, as this guider has them: by ComfyUI, or by a patch in its
+    place (SLG simple), which other guiders than core's pass by."""
+    patch = model_options.get("sampler_calc_cond_batch_function")
+    if patch is None or getattr(type(guider), "predict_noise", None) is not comfy.samplers.CFGGuider.predict_noise:
+        return comfy.samplers.calc_cond_batch
+
+    def by_patch(model, conds, x, sigma, model_options):
+        return patch({"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options})
+
+    return by_patch
 
 
 def merges_tokens(model_options: dict) -> bool:

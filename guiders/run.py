@@ -22,7 +22,7 @@ from . import attention
 from .checkpointing import graph_fits
 from .gradients import Care
 from .lookahead import Ahead, CondsPass, moved_away_from
-from .neighbours import Chance, cache_of, evaluating_patch, hooks_of, merges_tokens
+from .neighbours import Chance, cache_of, evaluation, hooks_of, merges_tokens
 from .options import Options
 from .record import Recorder, method, recorder
 from .schedule import follow
@@ -345,13 +345,11 @@ class Run:
         )
 
     def _both(self, conds: CondsPass) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """x -> D_c(x), D_u(x): by the guider if it says how, by a patch that evaluates in ComfyUI's place, or from the
-        two conds of the model."""
+        """x -> D_c(x), D_u(x); by the guider if it says how, else from the two conds of the model."""
         ask = getattr(self.guider, "denoise_both", None)
         if ask is not None:
             return partial(ask, sigma=conds.sigma, model_options=conds.model_options)
-        patch = evaluating_patch(self.guider, conds.model_options)
-        return conds.both if patch is None else partial(conds.both_by, patch)
+        return replace(conds, calc=evaluation(self.guider, conds.model_options)).both
 
     def _product(self, conds: CondsPass, d_cond: Tensor, ahead: Ahead, v: Tensor) -> Tensor:
         """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""

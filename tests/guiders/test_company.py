@@ -116,21 +116,18 @@ def test_what_is_rectified(row, family, options):
 def test_what_the_ratio_leaves_of_it(row, family):
     """f g with f = ρ / (1 + w (1 − ρ)), from central differences along g; nothing here is of the pack."""
     model = patched(row, built(family))
-    x, dot = latent(row, family), by_hand.dot
+    x = latent(row, family)
 
     def of(x):
         return predictions(lambda m: guider(family, m), model, x)
 
     d, uncond = of(x)[0], of(x)[1]
     guided = answer(guider(family, model), x)
-    g, delta = guided - d, d - uncond
-    h = 0.002 * x.square().mean().sqrt() / g.square().mean().sqrt()
-    ahead, behind = of(x + h * g), of(x - h * g)
-    along_cond, along_uncond = (dot(g, a - b) for a, b in ((ahead[i], behind[i]) for i in (0, 1)))
-    rho = torch.where(along_uncond > 0, along_cond / along_uncond, 1.0).clamp(0, 1)
-    w = dot(g, delta) / dot(delta, delta)
-    rectified = answer(guider(family, on_model(model, Options("ratio", step=0.002))), x)
-    expected = rho / (1 + w * (1 - rho)) * g
+    g = guided - d
+    options = Options("ratio", step=0.002)
+    rectified = answer(guider(family, on_model(model, options)), x)
+    both = [lambda x, i=i: of(x)[i] for i in (0, 1)]
+    expected = by_hand.rectified(options, *both, x, g, d - uncond, alpha_of(model), by_hand.differenced)
     assert ((rectified - d) - expected).norm() < 0.03 * g.norm()
 
 
