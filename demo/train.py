@@ -8,20 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 comfy_options.cpu = not torch.cuda.is_available()
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402
 
 from . import models, world  # noqa: E402  (ComfyUI reads its options when it is imported)
 
@@ -126,7 +123,8 @@ def draw_curve(work: Path, title: str) -> None:
     """The losses of a training, all its parts together, as curve.png beside its checkpoints."""
     parts = [pd.read_csv(file) for file in sorted(work.glob("curve/version_*/metrics.csv"))]
     losses = pd.concat(parts).drop_duplicates("step", keep="last").set_index("step").sort_index()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="tight")
+    figure = Figure(figsize=(7, 4), layout="tight")
+    axes = figure.subplots()
     axes.plot(losses.loss.dropna().rolling(8, min_periods=1).mean(), color="#9ab8d6", label="loss, mean of 200 steps")
     axes.plot(losses.held_out_loss.dropna(), "o-", color="#22406a", label="held-out loss, averaged weights")
     axes.set_yscale("log")
@@ -135,7 +133,6 @@ def draw_curve(work: Path, title: str) -> None:
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8)
     figure.savefig(work / "curve.png", dpi=110)
-    plt.close(figure)
 
 
 def parse_arguments() -> argparse.Namespace:

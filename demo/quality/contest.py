@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from . import rules
-from .cells import Cell, Studio
-from .tables import interval, markdown, over_cfg, over_prompts, table
+from .tables import as_table, interval, markdown, over_cfg, over_prompts
 
 LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
@@ -33,13 +32,13 @@ def reached(means: pd.DataFrame) -> list[float]:
 def equal_accuracy(means: pd.DataFrame, base: str | None = None) -> str:
     """Distance to the target at equal condition accuracy; with a base rule, less the base's, in pairs."""
     levels = reached(means)
-    lines = ["| rule | " + " | ".join(f"accuracy {x:g}" for x in levels) + " |", "|---" * (1 + len(levels)) + "|"]
+    rows = []
     for rule in means.rule.unique():
         if rule in ("none", base):
             continue
         found = [at_accuracy(means, rule, x) - (at_accuracy(means, base, x) if base else 0) for x in levels]
-        lines.append(f"| {rule} | " + " | ".join(map(entry_of, found)) + " |")
-    return "\n".join(lines)
+        rows.append([rule, *map(entry_of, found)])
+    return as_table(["rule", *(f"accuracy {x:g}" for x in levels)], rows)
 
 
 def entry_of(found: np.ndarray) -> str:
@@ -48,9 +47,8 @@ def entry_of(found: np.ndarray) -> str:
     return "" if np.isnan(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def contest(studio: Studio, cells: list[Cell], jobs: int) -> tuple[str, pd.DataFrame]:
-    """The contenders' tables, and the means that they are made of."""
-    frame = table(studio, [cell for cell in cells if cell.rule in rules.CONTENDERS], jobs)
+def contest(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The contenders' tables from their rows, and the means that they are made of."""
     means = over_prompts(frame)
     shared = (
         f"Prompts: {', '.join(frame.prompt.unique())}; {frame.pictures.max()} pictures of each at every rule and cfg."

@@ -39,12 +39,13 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: i
     output.mkdir(parents=True, exist_ok=True)
     searched = [cell for cell in cells if cell.seed in SEARCH_SEEDS and cell.rule in rules.SEARCHED]
     cells = [cell for cell in cells if cell.seed not in SEARCH_SEEDS]
-    frame = table(studio, [cell for cell in cells if cell.prompt in PROMPTS], jobs)
+    every = table(studio, cells, jobs)
+    frame = every[every.prompt.isin(PROMPTS)]
     means = over_prompts(frame)
     drop = [f"{name} replicates" for name in REPLICATED]
     frame.drop(columns=drop).round(5).to_csv(output / "quality.csv", index=False)
     means.drop(columns=drop).round(5).to_csv(output / "means.csv", index=False)
-    text, contenders = contest(studio, cells, jobs)
+    text, contenders = contest(every[every.rule.isin(rules.CONTENDERS)])
     parts = [heading(frame, means, command), text]
     parts += [f"## {title}\n\n{markdown(means, name)}" for name, title in TABLES.items()]
     parts += [f"## Distance to the target less CFG's, with paired intervals\n\n{over_cfg(means)}"]

@@ -117,7 +117,8 @@ def main() -> None:
 
         return facts.write(studio.model, output, command)
     wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
-    wanted = [cell for cell in wanted if cell.rule not in rules.AUTO or has_weak(arguments.weights)]
+    if not has_weak(arguments.weights):
+        wanted = [cell for cell in wanted if cell.rule not in rules.AUTO]
     there = fill(studio, wanted, arguments.minutes, arguments.jobs)
     print(f"{len(there)} of {len(wanted)} cells")
     if not any(cell.rule == "cfg" for cell in there):

@@ -1,6 +1,7 @@
 """Numbers of what was sampled: a row for each prompt, rule and cfg, means over the prompts, Markdown tables of them."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import chain, repeat
@@ -107,6 +108,12 @@ def interval(value: float, replicates: np.ndarray) -> np.ndarray:
     return value + np.percentile(replicates - replicates.mean(), INTERVAL)
 
 
+def as_table(columns: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    lines = [" | ".join(row) for row in (columns, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
 def over_cfg(means: pd.DataFrame) -> str:
     """Distance to the target less CFG's at the same cfg, in pairs: the same noises, the same bootstrap draws."""
     base = means[means.rule == "cfg"].set_index("cfg")
@@ -117,9 +124,8 @@ def over_cfg(means: pd.DataFrame) -> str:
         low, high = interval(less, r["target replicates"] - other["target replicates"])
         rows.setdefault(r["rule"], {})[r["cfg"]] = f"{less:+.3f} ({low:+.3f} to {high:+.3f})"
     cfgs = sorted(base.index)
-    lines = ["| rule | " + " | ".join(f"cfg {cfg:g}" for cfg in cfgs) + " |", "|---" * (1 + len(cfgs)) + "|"]
-    lines += [f"| {rule} | " + " | ".join(row.get(cfg, "") for cfg in cfgs) + " |" for rule, row in rows.items()]
-    return "\n".join(lines)
+    columns = ["rule", *(f"cfg {cfg:g}" for cfg in cfgs)]
+    return as_table(columns, ([rule, *(row.get(cfg, "") for cfg in cfgs)] for rule, row in rows.items()))
 
 
 def markdown(means: pd.DataFrame, name: str) -> str:
@@ -132,32 +138,26 @@ def markdown(means: pd.DataFrame, name: str) -> str:
 
     shown = means.assign(entry=means.apply(entry, axis=1)).pivot(index="rule", columns="cfg", values="entry")
     shown = shown.reindex(means.rule.unique()).fillna("")
-    lines = [
-        "| rule | " + " | ".join(f"cfg {cfg:g}" for cfg in shown.columns) + " |",
-        "|---" * (1 + shown.shape[1]) + "|",
-    ]
-    return "\n".join(
-        lines + [f"| {rule} | " + " | ".join(row) + " |" for rule, row in zip(shown.index, shown.values, strict=True)]
-    )
+    columns = ["rule", *(f"cfg {cfg:g}" for cfg in shown.columns)]
+    return as_table(columns, ([rule, *row] for rule, row in zip(shown.index, shown.values, strict=True)))
 
 
 def cost_table(means: pd.DataFrame) -> str:
     """What a picture costs, at the cfg where most rules are."""
     at = means[means.cfg == means.cfg.mode()[0]]
     base = at[at.rule == "cfg"].seconds.iloc[0]
-    lines = ["| rule | forward passes | reverse passes | processor time / CFG's |", "|---|---|---|---|"]
-    return "\n".join(
-        lines + [f"| {r.rule} | {r.forward:g} | {r.reverse:g} | {r.seconds / base:.2f} |" for r in at.itertuples()]
-    )
+    columns = ["rule", "forward passes", "reverse passes", "processor time / CFG's"]
+    rows = ([r.rule, f"{r.forward:g}", f"{r.reverse:g}", f"{r.seconds / base:.2f}"] for r in at.itertuples())
+    return as_table(columns, rows)
 
 
 def interval_table(frame: pd.DataFrame) -> str:
     """Every interval that was tried, means over the prompts."""
     means = frame.groupby("rule", sort=False)[["target", "conditional", "accuracy", "off"]].mean()
-    lines = ["| rule | target | conditional | accuracy | distance to the world, % |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {r.Index} | {r.target:.3f} | {r.conditional:.3f} | {r.accuracy:.3f} | {r.off:.2f} |"
+    rows = (
+        [r.Index, *(f"{value:.3f}" for value in (r.target, r.conditional, r.accuracy)), f"{r.off:.2f}"]
         for r in means.itertuples()
-    ]
+    )
+    columns = ["rule", "target", "conditional", "accuracy", "distance to the world, %"]
     seeds = " and ".join(map(str, SEARCH_SEEDS))
-    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n" + "\n".join(lines)
+    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n{as_table(columns, rows)}"

@@ -47,12 +47,12 @@ def denoise(model, x, sigma, tokens):
     return model.model.apply_model(x, torch.full([len(x)], sigma), c_crossattn=tokens, transformer_options={})
 
 
-def sample(model, positive, latent, cfg=CFG):
-    return nodes.KSampler().sample(model, SEED, STEPS, cfg, "euler", "simple", positive, EMPTY, latent)[0]["samples"]
+def sample(model, positive, latent):
+    return nodes.KSampler().sample(model, SEED, STEPS, CFG, "euler", "simple", positive, EMPTY, latent)[0]["samples"]
 
 
-def blank(size=64):
-    return {"samples": torch.zeros(1, 3, size, size)}
+def blank():
+    return {"samples": torch.zeros(1, 3, 64, 64)}
 
 
 @torch.inference_mode()
