@@ -8,9 +8,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import calc_cond_batch, cfg_function, sampling_function
 from torch import Tensor
 
+from .attach import on_model
 from .options import Options
 from .run import UNSEEN
-from .ways_in import on_model
 
 KEY = "reg weak model"
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..reg import estimators, per_sample, rectification
 from ..reg.profile import Profile
-from .run import KEY, alpha, describe, relative_step
+from .checks import describe, relative_step
+from .patches import OURS
+from .step import alpha
 
 
 def calibrate(
@@ -35,7 +37,7 @@ def calibrate(
     if latent.is_nested:
         raise ValueError("REG: latents of several parts cannot be profiled: use estimator = difference with every = 4.")
     model = model.clone()
-    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
+    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, OURS)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
@@ -94,7 +96,7 @@ class Calibration(comfy.samplers.Sampler):
             "sigmas": sigma,
             "factor": rectification.elementwise_factor(jt_ones, scale).transpose(0, 1).flatten(1).mean(1),
             "gain": rectification.gain(guidance, scale * jc).mean(),
-            "rho": rectification.narrowing(guidance, jc, ju).mean(),
+            "rho": rectification.jacobian_ratio(guidance, jc, ju).mean(),
             "effect": (per_sample.rms(guidance) / per_sample.rms(cond).clamp(min=1e-6)).mean(),
         }
 

@@ -1,13 +1,12 @@
-"""One sampling run with rectified guidance: born when sampling starts, gone when it ends.
+"""One sampling run with rectified guidance: its hooks, from the first evaluation of a step to its rectified prediction.
 
-Four hooks do the work, all on the run's own copy of the model options. `_on_step` wraps a step; `_on_conds` wraps the
-evaluation of the conds, where what the rectification needs is cheapest; `_on_predicted` runs before any patch of the
-predictions; `_on_guided` runs after every guidance rule and post-CFG patch, where the guidance term is known, and
-rectifies it.
+A guided step, in order: `on_step` begins it; ComfyUI evaluates the conds (`on_conds`), where a gradient or one more
+evaluation in the same batch is cheapest; ComfyUI and other patches make the guidance of it (`on_predicted`, `on_guided`
+only look on); and `on_step`, back again, rectifies the whole of what they made.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import comfy.model_management
@@ -16,200 +15,206 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
 from torch import Tensor
 
-from ..reg import estimators, rectification
-from ..reg.profile import Profile
-from . import attention
-from .checkpointing import graph_fits
-from .gradients import Care
-from .lookahead import Ahead, CondsPass, moved_away_from
-from .neighbours import Chance, cache_of, evaluation, hooks_of, merges_tokens
+from ..reg import rectification, refresh
+from ..reg.rectification import Needs
+from . import patches
+from .checks import check_latent, check_model, check_profile, relative_step, tolerance
+from .estimators import ESTIMATORS
+from .estimators.base import Setting
+from .estimators.difference import is_interrupt
+from .evaluator import Evaluator, Unmeasurable, is_partial
+from .hooks import Hook, leaves_denoised, leaves_predictions, passes_on
 from .options import Options
-from .record import Recorder, method, recorder
+from .patches import OURS, blocks_run
+from .report.live import LiveLine, log, warn_user
+from .report.record import Recorder, recorder
+from .rng import RNGState
 from .schedule import follow
-from .status import LiveLine, log, tell
-from .step import RECTIFIERS, Step
-from .weights import rounds_activations
+from .state import Evaluated, Learned, Measurement, StepState
+from .step import GuidedStep
 
-KEY = "reg"
-BATCH_TOLERANCE = 0.25  # between a probe in a batch and alone: above the rounding of half precision
-TRUSTED = 0.05  # how far a gradient may be from differences of the predictions: above their own error
-VERIFYING_STEP = 0.03  # the largest of these: products with a vector average the noise of coarse numbers out
-NO_DENOISER = "REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it."
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
 
-def start(options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict) -> Recorder:
-    """Rectify the guidance of the run that is about to begin. `model_options` must be the run's own copy.
-
-    Gives the run's recorder, to be told how the run ends.
+@contextmanager
+def rectified_run(
+    options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict, mask: Tensor | None = None
+) -> Iterator["Run | NoRun"]:
+    """Rectify the guidance of the sampling within. `model_options` must be the run's own copy.
 
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
     """
-    if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model_options, is_model_options=True):
-        tell("is on this run twice; the one on the model is used")
-        return Recorder(options, guider, on=False)
-    if options.schedule is not None:
-        follow(options.schedule, guider, model_options)
-    if options.strength == 0:
-        return Recorder(options, guider, on=False)
-    _check_model(guider.inner_model)
-    _check_latent(guider.inner_model, noise)
+    if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, OURS, model_options, is_model_options=True):
+        warn_user("this run has REG twice; the one on the model is used")
+        yield NoRun()
+        return
+    follower = follow(options.schedule, guider, model_options) if options.schedule is not None else None
+    run = _started(options, guider, noise, model_options, mask) if options.strength > 0 else NoRun()
+    try:
+        yield run
+    finally:  # hooks hold both by weak references: here their lives end
+        del run, follower
+
+
+def _started(options, guider, noise, model_options, mask) -> "Run":
+    """A run with its hooks in place."""
+    check_model(guider.inner_model)
+    check_latent(guider.inner_model, noise)
     if options.profile is not None:
         check_profile(options.profile, guider.inner_model, noise.shape[1])
-    if cache_of(model_options) is not None:
-        tell("EasyCache answers some steps without the network; there the last measurement stands")
-    if merges_tokens(model_options) and (options.estimator == "difference" or options.rectification == "ratio"):
-        tell("token merging jumps from one latent to the next, which spoils differences: choose estimator = backward")
-    run = Run(options, guider, noise)
-    model_options["sampler_pre_cfg_function"] = [run._on_predicted, *model_options.get("sampler_pre_cfg_function", [])]
-    model_options["sampler_post_cfg_function"] = [*model_options.get("sampler_post_cfg_function", []), run._on_guided]
-    add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, run._on_conds, model_options, is_model_options=True)
-    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, run._on_step, guider.model_options, is_model_options=True)
-    return run.recorder
-
-
-def _check_model(model) -> None:
-    if not hasattr(model.model_sampling, "noise_scaling"):
-        raise ValueError(NO_DENOISER)
-
-
-def _check_latent(model, noise: Tensor) -> None:
-    channels = model.latent_format.latent_channels
-    if noise.ndim >= 4 and noise.shape[1] != channels:
-        raise ValueError(
-            f"REG: the latent has {noise.shape[1]} channels and this model takes {channels}: "
-            "connect an empty latent, or one encoded by this model's own VAE."
+    for sentence in options.unused():
+        warn_user(sentence)
+    differences = options.estimator == "difference" or options.rule.needs is Needs.JVP_BOTH
+    if differences and not options.uses_profile and patches.merges_tokens(model_options):
+        warn_user(
+            "token merging jumps from one latent to the next, which spoils differences: choose estimator = backward"
         )
+    run = Run(options, guider, noise, mask)
+    predicted, guided = Hook(run.on_predicted, leaves_predictions), Hook(run.on_guided, leaves_denoised)
+    model_options["sampler_pre_cfg_function"] = [predicted, *model_options.get("sampler_pre_cfg_function", [])]
+    model_options["sampler_post_cfg_function"] = [*model_options.get("sampler_post_cfg_function", []), guided]
+    conds, step = Hook(run.on_conds, passes_on), Hook(run.on_step, passes_on)
+    add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OURS, conds, model_options, is_model_options=True)
+    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, OURS, step, guider.model_options, is_model_options=True)
+    return run
 
 
-def check_profile(profile: Profile, model, channels: int) -> None:
-    """Refuse a profile that was measured on another kind of model. Raises ValueError."""
-    for name, here in describe(model, channels).items():
-        there = profile.about.get(name)
-        if there != here:
-            raise ValueError(
-                f"REG: this profile was measured on a model with {name} {there} and this one has {here}: "
-                "measure one for this model with REG Calibrate."
-            )
+class NoRun:
+    """A run without REG."""
 
+    def watching(self, callback: Callable | None) -> Callable | None:
+        return callback
 
-def describe(model, channels: int) -> dict[str, str]:
-    """What a profile must agree on with the model it is used on."""
-    return {"prediction": model.model_type.name, "channels": str(channels)}
-
-
-def alpha(sampling, sigma: Tensor, x: Tensor) -> Tensor:
-    """What multiplies the clean latent in x at sigma [batch], by the model's own `noise_scaling`: [batch, 1, ...]."""
-    ones = torch.ones([len(sigma), *[1] * (x.ndim - 1)], device=x.device, dtype=x.dtype)
-    return sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)
-
-
-def relative_step(model, x: Tensor) -> float:
-    """The step of a difference over the root mean square of x [batch, ...], by the precision the model computes in."""
-    dtype = model.get_dtype_inference()
-    if rounds_activations(getattr(model, "diffusion_model", torch.nn.Identity())):
-        return estimators.LARGEST_STEP
-    if dtype == torch.float32 and x.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        dtype = torch.float16  # which TF32 is as coarse as
-    return estimators.relative_step(dtype, x[0].numel())
+    def finish(self, samples: Tensor) -> None:
+        pass
 
 
 class Run:
-    """State of one run."""
+    """What is decided once a run, and the hooks that ComfyUI calls in each of its steps."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor):
-        self.options = options
-        self.guider = guider
-        self.rectifier = RECTIFIERS[options.rectification]
-        self.guided_cond = guider.conds.get("positive")
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Tensor | None):
+        self.options, self.guider, self.rule = options, guider, options.rule
         model = guider.inner_model
         self.sampling = model.model_sampling
-        self.sigma_start = self.sampling.percent_to_sigma(options.start_percent)
-        self.sigma_end = self.sampling.percent_to_sigma(options.end_percent)
-        self.relative_step = options.step or relative_step(model, noise)
-        self.backward = options.estimator in ("auto", "backward")
-        self.verifies = options.verify or attention.kernel_is_unknown()  # the first gradient
+        to_sigma = self.sampling.percent_to_sigma
+        self.range = to_sigma(options.end_percent), to_sigma(options.start_percent)
         self.ranged = options.start_percent > 0 or options.end_percent < 1
-        self.level: tuple[Tensor, float] | None = None  # sigma of the step, and its value
-        self.batches: bool | None = None  # may a probe be in the batch of the conds? Known from the first one on
-        self.care: Care | None = None  # of the graph; known from the first one on
-        self.age = 0  # guided steps since the last measurement
-        self.measuring = False  # are the conds evaluated by us?
-        self.conds: list = []  # evaluated together last
-        self.ahead: Ahead | None = None
-        self.from_cache = False  # were the conds of this step answered without the network?
-        self.kept: Tensor | None = None  # what stands for the last measurement
-        self.made: Tensor | None = None  # the last rectified prediction
-        self.compares_guider = True  # does the guider give what was made, or does it go on?
-        self.recorder = recorder(options, guider)
-        self.live = LiveLine(self.recorder.kept_name)
+        self.mask = mask
+        self.recorder: Recorder = recorder(options, guider)
+        self.live = LiveLine(self.rule.symbol)
+        self.learned = Learned()
+        self.tolerance = tolerance(model, noise)
+        kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
+        step = options.step or relative_step(model, noise)
+        self.estimator = kind(
+            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self._fell_back)
+        )
+        self.measurement: Measurement | None = None
+        self.shape = noise.shape
+        self.clock = 0  # steps of the sampler; evaluations, where it has none to show
+        self.informed = False  # has a measurement said something?
+        self.origin = 0  # of the clock: the first measurement that did
+        self.called_back = False
+        self.given_up = False  # does the guidance stay as it is from here on?
+        self.cached = False  # was a cache seen to answer a step?
+        self.guided_cond = (getattr(guider, "conds", None) or {}).get("positive")
+        self.measuring = False  # is an evaluation ours?
+        self.state: StepState | None = None
+
+    def watching(self, callback: Callable | None) -> Callable:
+        """The sampler's callback, by which steps are counted, and by which a report sees the last prediction."""
+        callback = self.recorder.watching(callback)
+
+        def watch(i, denoised, x, total_steps):
+            self.called_back, self.clock = True, i + 1
+            if callback is not None:
+                callback(i, denoised, x, total_steps)
+
+        return watch
+
+    def finish(self, samples: Tensor) -> None:
+        self.recorder.finish(samples)
+
+    def on_step(self, executor, x, sigma, *args, **kwargs):
+        """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
+        if x.shape != self.shape:  # the sampler goes on at another size
+            self.shape, self.measurement = x.shape, None
+        due = self._is_due(sigma)
+        self.state = StepState(x, sigma, due, self._mask_at(x), RNGState(x.device) if due else None)
+        try:
+            return self._rectified(executor(x, sigma, *args, **kwargs))
+        finally:
+            self.state, self.measuring = None, False
+
+    def on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
+        """CALC_COND_BATCH wrapper: the predictions of the conds, with a measurement where one is due."""
+
+        def calc(model, conds, x, sigma, model_options):
+            return executor(model, conds, x, sigma, model_options, *args, **kwargs)
+
+        count, unseen = sum(cond is not None for cond in conds), model_options.get(UNSEEN, 0)
+        self._count(count, unseen)
+        state = self.state
+        unseen_here = state is None or "context_handler" in model_options
+        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active(sigma):
+            self.recorder.passes["forward"] += count
+            return calc(model, conds, x, sigma, model_options)
+        here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
+        if count == 2 == len(conds) and self._skips(sigma):
+            return self._without_uncond(here)
+        out = self._ahead(here) if count + unseen > 1 else None
+        if out is None:
+            self.recorder.passes["forward"] += count
+            out, from_cache = self._watched(calc, model, conds, x, sigma, model_options)
+            state.evaluated.append(here(out, [d.clone() for d in out], from_cache))
+        return out
+
+    def on_predicted(self, args: dict) -> list[Tensor]:
+        """Pre-CFG hook, first of all: predictions that ComfyUI did not make of one batch are seen only here."""
+        state, out = self.state, args["conds_out"]
+        if state is None or self.measuring or not self._is_active(args["sigma"]):
+            return out
+        if all(evaluated.index(args["conds"][0]) is None for evaluated in state.evaluated):
+            options = args["model_options"]
+            calc = patches.stand_in(self.guider, options) or comfy.samplers.calc_cond_batch
+            where = args["model"], args["conds"], args["input"], args["sigma"], options
+            state.evaluated.append(Evaluated(calc, *where, out, [d.clone() for d in out]))
+        return out
+
+    def on_guided(self, args: dict) -> Tensor:
+        """Post-CFG hook: which conds guidance is between."""
+        if self.state is not None and not self.measuring:
+            self.state.hook = args
+        return args["denoised"]
 
     def _is_active(self, sigma: Tensor) -> bool:
-        """Is the step within the range? Reading sigma waits for the device: once a step, and only if there is one."""
-        if not self.ranged:
-            return True
-        if self.level is None or self.level[0] is not sigma:
-            self.level = sigma, float(sigma.flatten()[0])
-        return self.sigma_end <= self.level[1] <= self.sigma_start
+        """Is the step within the range? Reading sigma waits for the device, and is done only if there is a range."""
+        return not self.given_up and (not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1])
 
-    def _measures(self) -> bool:
-        """Does this guided step measure anew?"""
-        if self.options.estimator == "profile" or self.from_cache:
+    def _is_due(self, sigma: Tensor) -> bool:
+        if self.options.uses_profile or not self._is_active(sigma):
             return False
-        return self.kept is None or self.age >= self.options.every
+        last = self.measurement.step if self.measurement else None
+        return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
 
-    def _on_step(self, executor, x, *args, **kwargs):
-        """PREDICT_NOISE wrapper: a step begins, and nothing is looked ahead for it yet."""
-        self.ahead, self.from_cache = None, False
-        if self.made is not None and self.made.shape != x.shape:
-            self.kept = None  # the sampler went on at another size
-        denoised = executor(x, *args, **kwargs)
-        if self.compares_guider and self.made is not None:  # at one step only, for it waits for the device
-            self.compares_guider = False
-            if not torch.equal(denoised, self.made):
-                tell("comes before the last of this guider's guidance, which stays as it is")
-        return denoised
+    def _mask_at(self, x: Tensor) -> Tensor | None:
+        fits = self.mask is not None and self.mask.ndim == x.ndim and self.mask.shape[1:] == x.shape[1:]
+        return self.mask if fits else None
 
-    def _on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
-        """CALC_COND_BATCH wrapper: the predictions of the conds, looking ahead where the step will be rectified."""
-        count, passes = sum(cond is not None for cond in conds), self.recorder.passes
-        unseen = model_options.get(UNSEEN, 0)
+    def _count(self, count: int, unseen: int) -> None:
+        passes = self.recorder.passes
         passes["forward"] += unseen
         if not self.measuring:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
-        beside = self.ahead is not None and not self.ahead.is_of(x, sigma)  # a patch evaluates elsewhere
-        if self.measuring or beside or not self._is_active(sigma) or "context_handler" in model_options:
-            passes["forward"] += count
-            return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-        if self.ahead is None:
-            self.ahead = Ahead(x, sigma, Chance(x.device))
-        guided = count + unseen > 1
-        if guided:
-            self.conds = conds
-        here = CondsPass(executor, model, conds, x, sigma, model_options, self._position(), self.ahead.chance, passes)
-        out = self._predictions(here) if guided else here.plain()
-        self.ahead.predictions += [(cond, d, model) for cond, d in zip(conds, out, strict=True)]
-        return out
 
-    def _on_predicted(self, args: dict) -> list[Tensor]:
-        """Pre-CFG hook, first of all: predictions that were put together from context windows are seen only here."""
-        if self.ahead is None:
-            self.ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
-            predictions = zip(args["conds"], args["conds_out"], strict=True)
-            self.ahead.predictions = [(cond, d, args["model"]) for cond, d in predictions]
-        return args["conds_out"]
-
-    def _predictions(self, conds: CondsPass) -> list[Tensor]:
-        if self._skips(conds.sigma) and len(conds.conds) == 2:
-            self.recorder.passes["uncond"] -= 1
-            d_cond = conds.only(conds.x)
-            return [d_cond, d_cond.clone()]
-        if (cache := cache_of(conds.model_options)) is not None:
-            out = conds.plain()
-            self.from_cache = cache.skip_current_step
-            return out  # what is measured is asked of the network afterwards
-        return self._look_ahead(conds) if self._measures() else conds.plain()
+    def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
+        """ComfyUI's own evaluation, and whether a cache answered it."""
+        if not self.state.measures:
+            return calc(model, conds, *args), False
+        with blocks_run(getattr(model, "diffusion_model", None)) as ran:
+            out = calc(model, conds, *args)
+        return out, is_partial(self.learned.blocks, "ComfyUI", ran)
 
     def _skips(self, sigma: Tensor) -> bool:
         """Does guidance do too little here, by the profile, to be worth an unconditional pass?"""
@@ -218,188 +223,175 @@ class Run:
         effect = self.options.profile.at("effect", sigma.flatten()[:1].float())
         return float(effect) * abs(self.guider.cfg - 1) < self.options.skip_below
 
-    def _look_ahead(self, conds: CondsPass) -> list[Tensor]:
-        if len(hooks_of(conds.conds[conds.position])) > 1:
-            self._give_up_backward("the prompt is evaluated with several sets of LoRA weights")
-        held = self.rectifier.looks_for == "graph"  # while the other conds are evaluated
-        hooked = any(hooks_of(cond) - {None} for cond in conds.conds)  # which changes the weights in it
-        if self.rectifier.looks_for == "nothing" or (held and hooked):
-            return conds.plain()
-        self.ahead.cond = conds.conds[conds.position]
-        evaluation = self._try_backward(lambda: self._evaluate_ahead(conds))
-        if evaluation is not None:
-            return conds.with_graph(evaluation)
-        if self.rectifier.looks_for != "ones" or self.batches is False or not conds.can_batch_a_probe():
-            return conds.plain()
-        if self.batches is None:
-            return self._try_batch(conds)
-        out, self.ahead.jt_ones = conds.with_probe(self.relative_step)
+    def _without_uncond(self, here: Callable) -> list[Tensor]:
+        whole = here([], [])
+        position = self._position(whole)
+        conds = [cond if i == position else None for i, cond in enumerate(whole.conds)]
+        self.recorder.passes.update(forward=1, uncond=-1)
+        only = whole.calc(whole.model, conds, whole.x, whole.sigma, whole.model_options)[position]
+        self.state.evaluated.append(here([only, only], [only.clone(), only.clone()]))
+        return [only, only.clone()]
+
+    def _ahead(self, here: Callable) -> list[Tensor] | None:
+        """The predictions of all conds, if a measurement that is due made them on its way."""
+        state, whole = self.state, here([], [])
+        known = self.learned.way is not None and not self.learned.draws and state.measures
+        if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
+            return None
+        position = self._position(whole)
+        out = self.estimator.ahead(self._evaluator(whole, position), state)
+        if out is not None:
+            state.ahead_of = whole.conds[position]
+            state.evaluated.append(here(out, [d.clone() for d in out]))
         return out
 
-    def _try_batch(self, conds: CondsPass) -> list[Tensor]:
-        """The predictions and a probe without a common batch, and whether later ones may have one.
-
-        Some models take no batch of three, or let its samples see each other. ComfyUI's own evaluation comes last, so
-        that patches which remember one remember that.
-        """
-        batched = None
-        try:
-            with conds.chance.beside():
-                _, batched = conds.with_probe(self.relative_step)
-        except Exception as error:
-            log.info("REG: this model takes no probe in the batch of the conds (%s)", error)
-        probe, moved = conds.probe_alone(self.relative_step)
-        out = conds.plain()
-        self.ahead.jt_ones = alone = probe.product(out[conds.position], moved)
-        self.batches = batched is not None and bool((batched - alone).norm() <= BATCH_TOLERANCE * alone.norm())
-        return out
-
-    def _evaluate_ahead(self, conds: CondsPass) -> estimators.Evaluation:
-        evaluation = self._graph(conds)
-        if self.rectifier.looks_for == "ones":
-            self.ahead.jt_ones = self._pull_back(conds, evaluation, torch.ones_like(conds.x))
-        else:
-            self.ahead.evaluation = evaluation
-        return evaluation
-
-    def _graph(self, conds: CondsPass) -> estimators.Evaluation:
-        if self.care is None:
-            asked = self.options.checkpoint
-            self.care = Care(
-                checkpoints=asked == "always" or (asked == "auto" and not graph_fits(conds.model, conds.x))
-            )
-        return conds.graph(self.care)
-
-    def _position(self) -> int:
+    def _position(self, evaluated: Evaluated) -> int:
         """Where the guided cond stands among those evaluated together; the first unless known better."""
-        return next((i for i, cond in enumerate(self.conds) if cond is self.guided_cond), 0)
+        found = evaluated.index(self.guided_cond)
+        return 0 if found is None else found
 
-    def _on_guided(self, args: dict) -> Tensor:
-        """Post-CFG hook, last of all: the guided prediction with its guidance term rectified."""
-        ahead, self.ahead = self.ahead, None
-        if moved_away_from(args)[0] is None:
-            self.recorder.unguided += 1
-            return args["denoised"]
-        if not self._is_active(args["sigma"]):
-            return args["denoised"]
-        if ahead is None or not ahead.is_of(args["input"], args["sigma"]):
-            ahead = Ahead(args["input"], args["sigma"], Chance(args["input"].device))
-        if ahead.cond is not args["cond"]:
-            ahead.jt_ones = ahead.evaluation = None
-            self.guided_cond = args["cond"]  # this guider guides another than was looked at: look there next time
-        step = self._step(args, ahead)
-        if self.from_cache and self.kept is None:
-            return args["denoised"]
-        self.measuring = True
-        rectified = self._rectify(step)
-        self.measuring = False
-        self.age += 1
-        rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
-        self._report(step, rectified)
-        self.made = rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
-        return self.made
-
-    def _rectify(self, step: Step) -> Tensor:
-        if self._measures():
-            rectified, self.kept = self.rectifier.measure(step)
-            self.age = 0
-            return rectified
-        if self.options.estimator == "profile":
-            self.kept = self.rectifier.profiled(self.options.profile, step)
-        return self.rectifier.reuse(self.kept, step)
-
-    def _report(self, step: Step, rectified: Tensor) -> None:
-        """Tell the recorder and the live line of a step."""
-        self.recorder.estimator = self._estimator()
-        self.recorder.step(step, rectified, self.kept)
-        how = method(self.options.rectification, self.recorder.estimator)
-        self.live.step(self.kept, how, self.recorder.fallback)
-
-    def _estimator(self) -> str:
-        """The estimator in use."""
-        if self.options.estimator == "profile":
-            return "profile"
-        return "backward" if self.backward and self.rectifier.looks_for != "nothing" else "difference"
-
-    def _step(self, args: dict, ahead: Ahead) -> Step:
-        uncond, d_uncond = moved_away_from(args)
-        conds = CondsPass.of_guided_step(args, uncond, self.conds, ahead)
-        d_cond = ahead.prediction(args["cond"], args["cond_denoised"])
-        if not hasattr(self.guider, "denoise_both"):
-            d_uncond = ahead.prediction(uncond, d_uncond)
-        product = partial(self._product, conds, d_cond, ahead)
-        return Step(
-            x=args["input"],
-            sigma=args["sigma"],
-            alpha=alpha(self.sampling, args["sigma"], args["input"]),
-            d_cond=d_cond,
-            d_uncond=d_uncond,
-            guidance=args["denoised"] - d_cond,
-            strength=self.options.strength,
-            relative_step=self.relative_step,
-            natural=not self.backward and not self.options.step,
-            jt_ones=lambda: product(torch.ones_like(args["input"])) if ahead.jt_ones is None else ahead.jt_ones,
-            product=product,
-            denoise_cond=conds.only,
-            denoise_both=self._both(conds),
+    def _evaluator(self, evaluated: Evaluated, position: int, other=None, other_position: int = -1) -> Evaluator:
+        return Evaluator(
+            evaluated,
+            position,
+            self.learned,
+            self.state.rng,
+            self.recorder.passes,
+            self.tolerance,
+            other,
+            other_position,
+            getattr(self.guider, "denoise_both", None),
+            patches.stand_in(self.guider, evaluated.model_options) is not None,
         )
 
-    def _both(self, conds: CondsPass) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """x -> D_c(x), D_u(x); by the guider if it says how, else from the two conds of the model."""
-        ask = getattr(self.guider, "denoise_both", None)
-        if ask is not None:
-            return partial(ask, sigma=conds.sigma, model_options=conds.model_options)
-        return replace(conds, calc=evaluation(self.guider, conds.model_options)).both
+    def _rectified(self, denoised: Tensor) -> Tensor:
+        """The guided prediction of a step with its guidance rectified, or as it is where that cannot be done."""
+        if not self._is_active(self.state.sigma):
+            return denoised
+        evaluator = self._guidance()
+        if evaluator is None:
+            self.recorder.unguided += 1
+            return denoised
+        step = GuidedStep.of(self, evaluator, denoised)
+        self.measuring = True
+        try:
+            rectified = self._rectify(step, evaluator)
+        except Exception as error:
+            self._give_up(error)
+            rectified = None
+        self.measuring = False
+        if not self.called_back:
+            self.clock += 1
+        if rectified is None:
+            return denoised
+        rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
+        self._report(step, rectified)
+        return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
 
-    def _product(self, conds: CondsPass, d_cond: Tensor, ahead: Ahead, v: Tensor) -> Tensor:
-        """Jᵀv by the reverse pass, or Jv by a difference where that cannot be had."""
+    def _guidance(self) -> Evaluator | None:
+        """What the step's guidance is between; None where there is no guidance."""
+        state, hook = self.state, self.state.hook
+        x = hook.get("input", state.x)
+        known = [evaluated for evaluated in state.evaluated if evaluated.x is x] or evaluated_by_hook(hook)
+        guided = find(known, [self.guided_cond, hook.get("cond")], hook.get("cond_denoised"))
+        if guided is None:
+            return None
+        self.guided_cond = guided[0].conds[guided[1]]
+        if state.ahead_of is not self.guided_cond:  # another is guided than was measured: look there next time
+            state.jt_ones = state.graph = None
+        empty = "empty_" * (hook.get("empty_cond") is not None)  # Perp-Neg moves away from an empty prompt
+        names = (f"{empty}cond", f"{empty}cond_denoised") if empty else ("uncond", "uncond_denoised")
+        negative = None if empty else (getattr(self.guider, "conds", None) or {}).get("negative")
+        other = find(known, [negative, hook.get(names[0])], hook.get(names[1]), but=self.guided_cond)
+        by_guider = hasattr(self.guider, "denoise_both") and hook.get("uncond_denoised") is not None
+        if other is None and not by_guider:
+            return None
+        state.d_uncond = hook["uncond_denoised"] if by_guider else other[0].predictions[other[1]]
+        return self._evaluator(*guided, *(other or ()))
 
-        def pull_back() -> Tensor:
-            evaluation, ahead.evaluation = ahead.evaluation or self._graph(conds), None
-            return self._pull_back(conds, evaluation, v)
+    def _rectify(self, step: GuidedStep, evaluator: Evaluator) -> Tensor | None:
+        """R(g), measured or from the last measurement; None where nothing was measured yet."""
+        if self.options.uses_profile:
+            value = self.rule.from_profile(self.options.profile, step)
+            self.measurement = Measurement(value, step.sigma, self.clock)
+        elif self.state.measures and not evaluator.evaluated.from_cache:
+            return self._measure(step, evaluator)
+        elif self.state.measures:
+            self._say_cached()
+        return self.rule.reuse(self.measurement.value, step) if self.measurement else None
 
-        product = self._try_backward(pull_back)
-        if product is None:
-            probe = estimators.probe(conds.x, v, self.relative_step)
-            product = probe.product(d_cond, conds.only(probe.x))
-        return product
-
-    def _pull_back(self, conds: CondsPass, evaluation: estimators.Evaluation, v: Tensor) -> Tensor:
-        product = evaluation.pull_back(v)
-        self.recorder.passes["reverse"] += 1
-        if self.verifies:
-            self.verifies = False
-            step = min(self.relative_step, VERIFYING_STEP)
-            gap = estimators.disagreement(conds.only, conds.x, v, product, step)
-            if not gap <= TRUSTED:  # NaN is not
-                raise RuntimeError(f"what autograd gives is {gap:.0%} off from differences of its predictions")
-        return product
-
-    def _try_backward(self, attempt: Callable):
-        """The outcome of an attempt that differentiates; None, now and for the rest of the run, if it cannot be had."""
-        while self.backward:
-            try:
-                return attempt()
-            except Exception as error:
-                out_of_memory = comfy.model_management.is_oom(error)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._learn("out of memory" if out_of_memory else reason, out_of_memory)  # the graph that failed is gone
-        return None
-
-    def _learn(self, reason: str, out_of_memory: bool) -> None:
-        """Take more care with the next graph, or go on without graphs."""
-        care = self.care or Care()
-        if out_of_memory:
-            comfy.model_management.soft_empty_cache()
-        if out_of_memory and not care.checkpoints and self.options.checkpoint != "off":
-            self.care = replace(care, checkpoints=True)
-        elif "modified by an inplace operation" in reason and not care.copies:
-            self.care = replace(care, copies=True)
+    def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
+        if not evaluator.find_way():
+            raise Unmeasurable(evaluator.why_no_way())
+        rectified, value = self.rule.measure(step)
+        before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
+        informative = self.rule.is_informative(value)
+        if self.informed:  # where this one says nothing, the one before still stands
+            self.measurement.value = torch.where(informative, value, before.value) if before else value
+        elif bool(informative):
+            self.informed, self.origin, self.measurement.step = True, self.clock, 0
         else:
-            self._give_up_backward(reason)
+            self.measurement.step = None
+        return rectified
 
-    def _give_up_backward(self, reason: str) -> None:
-        if self.backward:
-            self.backward = False
-            self.recorder.fallback = f"no gradient: {reason}"
-            tell(f"no gradient through this model ({reason}); going on with estimator = difference")
+    def _say_cached(self) -> None:
+        if not self.cached:
+            self.cached = True
+            warn_user(
+                "a cache answers some steps in the place of the network; there REG uses its last measurement again"
+            )
+
+    def _give_up(self, error: Exception) -> None:
+        """Leave the guidance as it is for the rest of the run, and say why, once."""
+        if is_interrupt(error):
+            raise error
+        self.given_up = True
+        if comfy.model_management.is_oom(error):
+            comfy.model_management.soft_empty_cache()
+            reason = "memory ran out in an extra pass"
+        else:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if not isinstance(error, Unmeasurable):
+                log.info("REG: an extra pass failed", exc_info=error)
+                reason = f"an extra pass failed: {reason}"
+        self.recorder.fallback = f"guidance left as it is: {reason}"
+        warn_user(f"the guidance stays as it is from here on: {reason}")
+
+    def _fell_back(self, reason: str) -> None:
+        self.recorder.fallback = reason
+        warn_user(reason)
+
+    def _report(self, step: GuidedStep, rectified: Tensor) -> None:
+        """Tell the recorder and the live line of a step."""
+        self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
+        self.recorder.step(step, rectified, self.measurement.value)
+        self.live.step(self.measurement.value, self.recorder.method, self.recorder.fallback)
+
+
+def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:
+    """Where a cond was evaluated: the first of `conds` that was, or the one that gave this very prediction.
+
+    Args:
+        but: a cond that it is not.
+    """
+    for cond in conds:
+        for evaluated in known:
+            index = evaluated.index(cond)
+            if index is not None and cond is not but:
+                return evaluated, index
+    for evaluated in known:
+        index = evaluated.index_of_prediction(prediction)
+        if index is not None and evaluated.conds[index] is not but:
+            return evaluated, index
+    return None
+
+
+def evaluated_by_hook(hook: dict) -> list[Evaluated]:
+    """What a post-CFG hook was told of an evaluation that no other hook saw (context windows under some guiders)."""
+    names = ("model", "cond", "uncond", "input", "sigma", "model_options", "cond_denoised", "uncond_denoised")
+    model, cond, uncond, x, sigma, model_options, d_cond, d_uncond = map(hook.get, names)
+    if any(value is None for value in (model, cond, uncond, x, sigma, model_options, d_cond, d_uncond)):
+        return []
+    handed = [d_cond, d_uncond]
+    calc = comfy.samplers.calc_cond_batch
+    return [Evaluated(calc, model, [cond, uncond], x, sigma, model_options, handed, [d.clone() for d in handed])]

@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappe
 from torch import Tensor
 
 from ..reg import schedules
+from .hooks import Hook, leaves_denoised, passes_on
 
 SHAPES = ("constant", "linear", "cosine", "interval")
 KEY = "reg schedule"
@@ -91,34 +92,44 @@ def percent_of(sigma: float, to_sigma: ToSigma) -> float:
     return bisect_left(range(RESOLUTION), -sigma, key=lambda i: -float(to_sigma(i / RESOLUTION))) / RESOLUTION
 
 
-def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_options: dict) -> None:
-    """Let the run that is about to begin follow the schedule. `model_options` must be the run's own copy.
+class Follower:
+    """The hooks by which a run follows a schedule. Whoever starts the run keeps it; the hooks do not."""
 
-    The guider's cfg is set for each evaluation, so that cfg = 1 leaves out the unconditional pass. A guider with other
-    scales (dual CFG) does not look at it; the guidance term that it shows to the post-CFG hooks is scaled instead.
-    """
-    if get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True):
-        return  # the one on the model is used
-    cfg_by_sigma = cache(schedule.cfg_by_sigma(guider.inner_model.model_sampling.percent_to_sigma))
+    def __init__(self, schedule: GuidanceSchedule, to_sigma: ToSigma):
+        self.cfg_by_sigma = cache(schedule.cfg_by_sigma(to_sigma))
 
-    def predict_noise(executor, x, sigma, *args, **kwargs):
+    def on_step(self, executor, x, sigma, *args, **kwargs):
+        """PREDICT_NOISE wrapper: the guider's cfg of this evaluation, so that cfg = 1 leaves out the unconditional pass."""
         guider = executor.class_obj
         own = guider.cfg
-        guider.cfg = cfg_by_sigma(float(sigma.flatten()[0]))
+        guider.cfg = self.cfg_by_sigma(float(sigma.flatten()[0]))
         try:
             return executor(x, sigma, *args, **kwargs)
         finally:
             guider.cfg = own
 
-    def scale(args: dict) -> Tensor:
-        wanted, had = cfg_by_sigma(float(args["sigma"].flatten()[0])), args["cond_scale"]
-        if math.isclose(wanted, had) or math.isclose(had, 1):
+    def on_guided(self, args: dict) -> Tensor:
+        """Post-CFG hook: scales the guidance of a rule that says that it used another scale (dual CFG)."""
+        had = args.get("cond_scale")
+        wanted = self.cfg_by_sigma(float(args["sigma"].flatten()[0]))
+        if had is None or math.isclose(wanted, had) or math.isclose(had, 1):
             return args["denoised"]
         return torch.lerp(args["cond_denoised"], args["denoised"], (wanted - 1) / (had - 1))
 
-    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, is_model_options=True)
+
+def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_options: dict) -> Follower | None:
+    """Let the run that is about to begin follow the schedule. `model_options` must be the run's own copy.
+
+    Gives what must be kept while the run lasts.
+    """
+    if get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True):
+        return None  # the one on the model is used
+    follower = Follower(schedule, guider.inner_model.model_sampling.percent_to_sigma)
+    step, guided = Hook(follower.on_step, passes_on), Hook(follower.on_guided, leaves_denoised)
+    add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, step, guider.model_options, is_model_options=True)
     hooks = model_options.get("sampler_post_cfg_function", [])
-    model_options["sampler_post_cfg_function"] = [*hooks, scale]
+    model_options["sampler_post_cfg_function"] = [*hooks, guided]
+    return follower
 
 
 def _require(condition: bool, message: str) -> None:

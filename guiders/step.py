@@ -1,20 +1,22 @@
-"""One guided step, as the rectifications see it, and how each of them measures it, keeps it and reads it in a profile.
+"""A guided step of a run, as the rectifications see it (`reg.rectification.Step`)."""
 
-A new rectification is a new class here and its name in RECTIFIERS.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ..reg import estimators, rectification
-from ..reg.profile import Profile
+from ..reg.rectification import free
+from .estimators import Estimator
+from .evaluator import Evaluator
+from .state import StepState
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
 @dataclass
-class Step:
+class GuidedStep:
     """What is known of a guided step, and what can be asked of the model. Tensors are [batch, ...]."""
 
     x: Tensor
@@ -23,86 +25,38 @@ class Step:
     d_cond: Tensor
     d_uncond: Tensor
     guidance: Tensor  # g = D_guided − D_c, whatever rule made it
+    mask: Tensor | None
     strength: float
-    relative_step: float  # of a difference, over the root mean square of x
-    natural: bool  # may a difference be taken at the step the guidance itself makes?
-    jt_ones: Callable[[], Tensor]  # Jᵀ1
-    product: Callable[[Tensor], Tensor]  # v -> Jᵀv
-    denoise_cond: Callable[[Tensor], Tensor]  # x -> D_c(x), one more conditional pass
-    denoise_both: Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> D_c(x), D_u(x), one more of each
+    evaluator: Evaluator
+    estimator: Estimator
+    state: StepState
+
+    @classmethod
+    def of(cls, run: "Run", evaluator: Evaluator, denoised: Tensor) -> "GuidedStep":
+        """The step of a run, for the guidance that made `denoised`."""
+        here, state = evaluator.evaluated, run.state
+        scale = alpha(run.sampling, here.sigma, here.x)
+        d_cond, d_uncond, mask = evaluator.d_cond, state.d_uncond, state.mask
+        guidance, strength = denoised - d_cond, run.options.strength
+        known = (here.x, here.sigma, scale, d_cond, d_uncond, guidance, mask, strength)
+        return cls(*known, evaluator, run.estimator, state)
+
+    def jt_ones(self) -> Tensor:
+        """Jᵀ1, or Jᵀ of the mask."""
+        if self.state.jt_ones is None:
+            return self.estimator.vjp(self.evaluator, self.state, self.state.ones())
+        return self.state.jt_ones
+
+    def chain_rule(self) -> Tensor:
+        """α Jᵀg of the free part of g."""
+        return self.estimator.chain_rule(self.evaluator, self.state, self.alpha, free(self, self.guidance))
+
+    def products(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """J_c v and J_u v."""
+        return self.estimator.products(self.evaluator, self.state, v)
 
 
-class Rectifier(Protocol):
-    """How a rectification is had inside a run. What is kept stands for a measurement until the next."""
-
-    looks_for: str  # what to look ahead for when the conds are evaluated: "ones", "graph" or "nothing"
-
-    def measure(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The rectified guidance [batch, ...], from the model, and what to keep of it."""
-
-    def reuse(self, kept: Tensor, step: Step) -> Tensor:
-        """The rectified guidance [batch, ...], from what was kept."""
-
-    def profiled(self, profile: Profile, step: Step) -> Tensor:
-        """What would have been kept, from a profile."""
-
-
-class Elementwise:
-    """The paper's map f = α Jᵀ1."""
-
-    looks_for = "ones"
-
-    def measure(self, step):
-        factor = rectification.elementwise_factor(step.jt_ones(), step.alpha)
-        return factor * step.guidance, factor
-
-    def reuse(self, kept, step):
-        return kept * step.guidance
-
-    def profiled(self, profile, step):
-        factor = profile.at("factor", step.sigma)
-        return factor.view(*factor.shape, *[1] * (step.x.ndim - 2))
-
-
-class Jacobian:
-    """The whole chain rule α Jᵀg; kept as its gain along the guidance."""
-
-    looks_for = "graph"
-
-    def measure(self, step):
-        if step.natural:
-            moved = step.denoise_cond(step.x + step.alpha * step.strength * step.guidance)
-            rectified = (moved - step.d_cond) / step.strength
-        else:
-            rectified = step.alpha * step.product(step.guidance)
-        return rectified, rectification.gain(step.guidance, rectified)
-
-    def reuse(self, kept, step):
-        return kept * step.guidance
-
-    def profiled(self, profile, step):
-        return profile.at("gain", step.sigma).view(-1, *[1] * (step.x.ndim - 1))
-
-
-class Ratio:
-    """One number per sample from how much narrower the conditional posterior is along the guidance; kept as ρ."""
-
-    looks_for = "nothing"
-
-    def measure(self, step):
-        probe = estimators.probe(step.x, step.guidance, step.relative_step)
-        cond, uncond = step.denoise_both(probe.x)
-        rho = rectification.narrowing(
-            step.guidance, probe.product(step.d_cond, cond), probe.product(step.d_uncond, uncond)
-        )
-        return self.reuse(rho, step), rho
-
-    def reuse(self, kept, step):
-        w = rectification.weight(step.guidance, step.d_cond, step.d_uncond)
-        return rectification.ratio_factor(kept, w) * step.guidance
-
-    def profiled(self, profile, step):
-        return profile.at("rho", step.sigma).view(-1, *[1] * (step.x.ndim - 1))
-
-
-RECTIFIERS: dict[str, Rectifier] = {"elementwise": Elementwise(), "jacobian": Jacobian(), "ratio": Ratio()}
+def alpha(sampling, sigma: Tensor, x: Tensor) -> Tensor:
+    """What multiplies the clean latent in x at sigma [batch], by the model's own `noise_scaling`: [batch, 1, ...]."""
+    ones = torch.ones([len(sigma), *[1] * (x.ndim - 1)], device=x.device, dtype=x.dtype)
+    return sampling.noise_scaling(sigma, torch.zeros_like(ones), ones)

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..guiders.attach import on_model
 from ..guiders.autoguidance import AutoGuider
 from ..guiders.options import Options
-from ..guiders.ways_in import on_model
 from .options import option_inputs, sampled_anew_for_a_report
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..guiders.record import Record
+from ..guiders.report.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

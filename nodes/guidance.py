@@ -3,8 +3,8 @@
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..guiders.attach import RectifiedSampler, on_model
 from ..guiders.options import Options
-from ..guiders.ways_in import RectifiedSampler, on_model
 from .options import option_inputs, sampled_anew_for_a_report
 
 ALIASES = ["rectified gradient guidance", "cfg", "guidance", "REG"]

@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..guiders.options import CHECKPOINT_CHOICES, ESTIMATORS, RECTIFICATIONS
-from ..guiders.prompt import report_follows
+from ..guiders.options import CHECKPOINT_CHOICES, estimator_names
+from ..guiders.report.downstream import report_follows
+from ..reg.rectification import RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
@@ -38,7 +39,7 @@ def option_inputs(rectification: str = "ratio") -> list:
         ),
         io.Combo.Input(
             "estimator",
-            options=list(ESTIMATORS),
+            options=estimator_names(),
             default="auto",
             advanced=True,
             tooltip="How the model's Jacobian is measured. backward: exact, one reverse pass, more memory. difference: "

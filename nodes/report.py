@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from ..guiders import record
-from ..guiders.prompt import REPORT, rectification_precedes
+from ..guiders.report import record
+from ..guiders.report.downstream import REPORT, rectification_precedes
 
 WITHOUT_REG = (
     "REG: there is nothing to report on: no REG node with a strength above 0 stands before this report. "

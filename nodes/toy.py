@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guiders.options import RECTIFICATIONS
+from ..reg.rectification import RECTIFICATIONS
 from . import draw
 
 SEED = 22  # the default mixture: of 32, the nearest to the median distances of no guidance, CFG and REG

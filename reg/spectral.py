@@ -41,7 +41,7 @@ def band_dot(a: Tensor, b: Tensor, index: Tensor) -> Tensor:
     return total.index_add(1, index.flatten(), power.flatten(1))
 
 
-def narrowing(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, index: Tensor) -> Tensor:
+def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, index: Tensor) -> Tensor:
     """ρ = ⟨g, J_c g⟩ / ⟨g, J_u g⟩ of each band within [0, 1], [batch, bands]; 1 where J_u g has nothing along g."""
     g, jc, ju = (torch.fft.fft2(v) for v in (guidance, jc_guidance, ju_guidance))
     wide = band_dot(g, ju, index)
@@ -57,7 +57,7 @@ def scale(v: Tensor, factors: Tensor, index: Tensor) -> Tensor:
 
 def ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, w: Tensor | float, index: Tensor) -> Tensor:
     """R(g): every band of g times its own ρ / (1 + w (1 − ρ)); w: a number or [batch, 1, ...]."""
-    rho = narrowing(guidance, jc_guidance, ju_guidance, index)
+    rho = jacobian_ratio(guidance, jc_guidance, ju_guidance, index)
     if isinstance(w, Tensor):
         w = w.reshape(-1, 1)
     return scale(guidance, rectification.ratio_factor(rho, w), index)

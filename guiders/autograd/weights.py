@@ -6,7 +6,7 @@ gradient is that of the linear map with the layer's weights, whatever the kernel
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import comfy.ops
@@ -14,7 +14,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from .checkpointing import Context, again, alias
+from .checkpointing import Context, alias, override_forward, recompute
 
 PULL_BACK = {  # by the dimensions of a convolution's weight
     3: torch.nn.grad.conv1d_input,
@@ -24,35 +24,41 @@ PULL_BACK = {  # by the dimensions of a convolution's weight
 
 
 @contextmanager
-def made_again(network: torch.nn.Module, context: Context):
+def recompute_weights(network: torch.nn.Module, context: Context):
     """For the length of a pass, autograd keeps no weight of the network that was made for the pass.
 
     Args:
         context: makes the context in which a layer is evaluated again.
     """
-    found = [layer for layer in network.modules() if _may_make_weights(layer)]
-    try:
-        for layer in found:
-            layer.forward = partial(_call, layer, layer.forward, context)
+    with ExitStack() as stack:
+        for layer in network.modules():
+            if _may_make_weights(layer):
+                override_forward(stack, layer, partial(_call, layer, layer.forward, context))
         yield
-    finally:
-        for layer in found:
-            del layer.__dict__["forward"]
 
 
 def _may_make_weights(layer: torch.nn.Module) -> bool:
-    """Is it one of ComfyUI's own layers, as it is, and does it cast, patch or dequantise?"""
-    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or type(layer).__module__ != comfy.ops.__name__:
+    """Does the layer cast, patch or dequantise? A layer that another pack has taken over (`forward`) is left alone."""
+    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or "forward" in layer.__dict__:
         return False
     weight = getattr(layer, "weight", None)
-    if weight is None or "forward" in layer.__dict__:
+    if weight is None:
         return False
+    if not _is_comfyuis(layer):
+        return True
     return layer.comfy_cast_weights or bool(layer.weight_function) or isinstance(weight, QuantizedTensor)
+
+
+def _is_comfyuis(layer: torch.nn.Module) -> bool:
+    """Is it one of ComfyUI's own layers, whose way to its weights is known? (Layers of GGUF files are not.)"""
+    return type(layer).__module__ == comfy.ops.__name__
 
 
 def _makes_weights(layer: torch.nn.Module, x: Tensor) -> bool:
     """Will the layer make its weight for this input?"""
     weight = layer.weight
+    if not _is_comfyuis(layer):
+        return True
     if isinstance(weight, QuantizedTensor) or layer.weight_function or hasattr(layer, "_v"):
         return True
     return weight.dtype != x.dtype or weight.device != x.device
@@ -62,14 +68,14 @@ def _call(layer: torch.nn.Module, forward: Callable, context: Context, x: Tensor
     if not (torch.is_grad_enabled() and x.requires_grad and _makes_weights(layer, x)):
         return forward(x, *args, **kwargs)
     if args or kwargs or not _is_plain_map(layer):
-        (out,) = again(lambda x: [forward(x, *args, **kwargs)], x, context=context)
+        (out,) = recompute(lambda x: [forward(x, *args, **kwargs)], x, context=context)
         return out
     return _Map.apply(layer, forward, x)
 
 
 def _is_plain_map(layer: torch.nn.Module) -> bool:
     """Is the layer y = W x + b, or a convolution padded with zeros?"""
-    if getattr(layer, "pre_quant_scale", None) is not None:
+    if not _is_comfyuis(layer) or getattr(layer, "pre_quant_scale", None) is not None:
         return False
     if isinstance(layer, torch.nn.modules.conv._ConvNd):
         return not layer.transposed and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -4,14 +4,14 @@ That also keeps streamed and dequantised weights out of the graph: they are made
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import comfy.model_management
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .neighbours import Chance
+from ..rng import RNGState
 
 CHOICES = ("auto", "off", "always")
 
@@ -25,17 +25,23 @@ def checkpointed(network: torch.nn.Module, context: Context):
     Args:
         context: makes the context in which a block is evaluated again.
     """
-    found = list(blocks(network))
-    theirs = [block.__dict__.get("forward") for block in found]  # another pack may have put one there
-    try:
-        for block in found:
-            block.forward = _kept_by_its_inputs(block.forward, context)
+    with ExitStack() as stack:
+        for block in blocks(network):
+            override_forward(stack, block, _kept_by_its_inputs(block.forward, context))
         yield
-    finally:
-        for block, forward in zip(found, theirs, strict=True):
-            block.__dict__.pop("forward", None)
-            if forward is not None:
-                block.forward = forward
+
+
+def override_forward(stack: ExitStack, module: torch.nn.Module, forward: Callable) -> None:
+    """Give a module another forward, until the stack is left: an override of another pack then stands again.
+
+    A stack goes on restoring when it is interrupted while it does.
+    """
+    theirs = module.__dict__.get("forward")
+    if theirs is None:
+        stack.callback(module.__dict__.pop, "forward", None)
+    else:
+        stack.callback(module.__dict__.__setitem__, "forward", theirs)
+    module.forward = forward
 
 
 def blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -72,13 +78,13 @@ def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
             )
             return out
 
-        out = again(lambda *tensors: evaluate(tensors), *(leaves[place] for place in places), context=context)
+        out = recompute(lambda *tensors: evaluate(tensors), *(leaves[place] for place in places), context=context)
         return tree_unflatten(list(out), out_spec)
 
     return block
 
 
-def again(evaluate: Callable, *tensors: Tensor, context: Context = nullcontext) -> tuple[Tensor, ...]:
+def recompute(evaluate: Callable, *tensors: Tensor, context: Context = nullcontext) -> tuple[Tensor, ...]:
     """evaluate(*tensors), a list, as one node of the graph: evaluated again, within `context`, in the reverse pass."""
     return _Node.apply(evaluate, context, *tensors)
 
@@ -97,17 +103,20 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, evaluate, context, *tensors):
-        ctx.evaluate, ctx.context, ctx.chance = evaluate, context, Chance(tensors[0].device)
+        ctx.evaluate, ctx.context, rng = evaluate, context, RNGState(tensors[0].device)
         ctx.save_for_backward(
             *(t.view_as(t) for t in tensors)
         )  # views made here are ordinary tensors, which autograd saves
-        return tuple(alias(out) if isinstance(out, Tensor) and out._is_view() else out for out in evaluate(*tensors))
+        found = evaluate(*tensors)
+        ctx.rng = rng if rng.has_moved() else None
+        return tuple(alias(out) if isinstance(out, Tensor) and out._is_view() else out for out in found)
 
     @staticmethod
     def backward(ctx, *gradients):
         needed = ctx.needs_input_grad[2:]
         leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), ctx.context(), ctx.chance.beside():
+        same_numbers = ctx.rng.replayed() if ctx.rng else nullcontext()
+        with torch.enable_grad(), same_numbers, ctx.context():
             out = ctx.evaluate(*leaves)
         pairs = [(o, g) for o, g in zip(out, gradients, strict=True) if g is not None and o.requires_grad]
         outputs, arrived = zip(*pairs, strict=True)
@@ -116,22 +125,26 @@ class _Node(torch.autograd.Function):
         return (None, None, *(next(found) if n else None for n in needed))
 
 
-def graph_fits(model, x: Tensor) -> bool:
-    """Does the graph of one evaluation at x fit into free memory, if models that are not in use make room for it?
+def graph_memory(model) -> float:
+    """How much memory the graph of an evaluation takes, over the evaluation without one.
 
     ComfyUI's own estimate is that of an evaluation without a graph, whose peak is a few blocks'; a graph keeps them all.
     """
-    kept = max(2.0, len(list(blocks(model.diffusion_model))) / 4)
-    needed = model.memory_required([*x.shape]) * kept
-    if needed >= comfy.model_management.get_free_memory(x.device):
-        _make_room(model, needed, x.device)
+    return max(2.0, len(list(blocks(model.diffusion_model))) / 4)
+
+
+def graph_fits(model, x: Tensor) -> bool:
+    """Does the graph of one evaluation at x fit into free memory, if models that are not in use make room for it?"""
+    needed = model.memory_required([*x.shape]) * graph_memory(model)
+    make_room(model, needed, x.device)
     return needed < comfy.model_management.get_free_memory(x.device)
 
 
-def _make_room(model, needed: float, device: torch.device) -> None:
-    """Let ComfyUI unload what this run does not use."""
-    if comfy.model_management.is_device_cpu(device):
+def make_room(model, needed: float, device: torch.device) -> None:
+    """Let ComfyUI unload what a run of this model does not use, where less memory is free than needed."""
+    management = comfy.model_management
+    if management.is_device_cpu(device) or needed < management.get_free_memory(device):
         return
-    loaded = comfy.model_management.current_loaded_models
+    loaded = management.current_loaded_models
     in_use = [one for one in loaded if one.currently_used or getattr(one.model, "model", None) is model]
-    comfy.model_management.free_memory(needed, device, keep_loaded=in_use)
+    management.free_memory(needed, device, keep_loaded=in_use)

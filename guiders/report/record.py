@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 import torch
@@ -18,11 +19,14 @@ from comfy.nested_tensor import NestedTensor
 from comfy.utils import pack_latents
 from torch import Tensor
 
-from ..reg import per_sample, rectification
-from .options import Options
-from .prompt import report_follows
-from .status import tell
-from .step import Step
+from ...reg import per_sample, rectification
+from ...reg.refresh import DOUBLING
+from .downstream import report_follows
+from .live import warn_user
+
+if TYPE_CHECKING:
+    from ..options import Options
+    from ..step import GuidedStep
 
 STEPS_KEPT = 1000  # of one run; of longer ones every second, fourth, … step
 MAPS_KEPT = 6
@@ -32,7 +36,6 @@ NOTHING_DONE = (
     "did nothing in this run: at cfg 1, or with one prompt only, there is no guidance to rectify "
     "(models distilled to run so, such as Flux dev and Turbo, have none)"
 )
-KEPT_NAMES = {"elementwise": "f", "jacobian": "gain", "ratio": "ρ"}  # what stands for a measurement
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Record:
     left of the guidance [h, w]) of the first sample.
     """
 
-    options: Options
+    options: "Options"
     estimator: str  # in use when the run ended
     fallback: str  # why it is not the one asked for, or empty
     sigma: Tensor
@@ -61,7 +64,7 @@ class Record:
 
     @property
     def kept_name(self) -> str:
-        return KEPT_NAMES[self.options.rectification]
+        return self.options.rule.symbol
 
     @property
     def method(self) -> str:
@@ -73,7 +76,7 @@ class Record:
         o = self.options
         lines = [
             f"REG: {self.method}",
-            f"strength {o.strength:g}, percent {o.start_percent:g} to {o.end_percent:g}, every {o.every}",
+            f"strength {o.strength:g}, percent {o.start_percent:g} to {o.end_percent:g}, measured {rhythm(o.refresh)}",
             f"passes: {self.passes_text()}",
         ]
         if not len(self.sigma):
@@ -98,6 +101,13 @@ def method(rectification: str, estimator: str, fallback: str = "") -> str:
     return f"{rectification} by {estimator}" + (f" ({fallback})" if fallback else "")
 
 
+def rhythm(refresh: int) -> str:
+    """How often a run measures, in words."""
+    return (
+        "with doubling gaps" if refresh == DOUBLING else "at every step" if refresh == 1 else f"every {refresh} steps"
+    )
+
+
 class Thinned:
     """A bounded list over a run of unknown length: when it is full, every second item goes and every second comes."""
 
@@ -120,7 +130,7 @@ class Thinned:
 class Recorder:
     """Records one run while it samples. What it keeps stays on the device, and is read when the run has ended."""
 
-    def __init__(self, options: Options, guider, on: bool):
+    def __init__(self, options: "Options", guider, on: bool):
         self.options = options
         self.guider = guider
         self.on = on
@@ -134,10 +144,10 @@ class Recorder:
         self.last_denoised: Tensor | None = None
 
     @property
-    def kept_name(self) -> str:
-        return KEPT_NAMES[self.options.rectification]
+    def method(self) -> str:
+        return method(self.options.rectification, self.estimator)
 
-    def step(self, step: Step, rectified: Tensor, kept: Tensor) -> None:
+    def step(self, step: "GuidedStep", rectified: Tensor, kept: Tensor) -> None:
         """Take down a guided step: its rectified guidance [batch, ...] and what was kept of it."""
         self.guided += 1
         if self.on:
@@ -160,7 +170,7 @@ class Recorder:
     def finish(self, samples: Tensor) -> None:
         """File the record under the latents the run ended with: what the sampler returned, and its last prediction."""
         if self.unguided and not self.guided:
-            tell(NOTHING_DONE)
+            warn_user(NOTHING_DONE)
         if not self.on:
             return
         record = self._record()
@@ -188,13 +198,13 @@ class Recorder:
         )
 
 
-def _measures(step: Step, rectified: Tensor, kept: Tensor) -> Tensor:
+def _measures(step: "GuidedStep", rectified: Tensor, kept: Tensor) -> Tensor:
     """sigma, mean and spread of what was kept, cfg before and after, size of the correction: [6] on the device."""
-    g = step.guidance
+    g, rectified = (rectification.free(step, v) for v in (step.guidance, rectified))
     applied = torch.lerp(g, rectified, step.strength)
     norm = per_sample.dot(g, g)
     along = torch.where(norm > 0, per_sample.dot(applied, g) / torch.where(norm > 0, norm, 1.0), 1.0)
-    w = rectification.weight(g, step.d_cond, step.d_uncond)
+    w = rectification.weight_of(step)
     length = per_sample.rms(g)
     correction = per_sample.rms(rectified - g) / torch.where(length > 0, length, 1.0)
     values = step.sigma[0], kept.mean(), kept.std(correction=0), 1 + w.mean(), 1 + (along * w).mean(), correction.mean()
@@ -255,6 +265,6 @@ def fingerprint(samples: Tensor | NestedTensor) -> str:
     return hashlib.blake2b(samples.numpy(), digest_size=16).hexdigest()
 
 
-def recorder(options: Options, guider) -> Recorder:
+def recorder(options: "Options", guider) -> Recorder:
     """A recorder of the run that is about to begin, switched on if a report follows."""
     return Recorder(options, guider, report_follows())

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ..reg.estimators import Evaluation, evaluate
+from ...reg.estimators import Evaluation, evaluate
 from .attention import flash_attention
 from .checkpointing import alias, checkpointed
-from .weights import made_again
+from .weights import recompute_weights
 
 try:
     from comfy_kitchen.backends import eager as kitchen
@@ -31,14 +31,14 @@ SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split")
 
 
 @dataclass
-class Care:
-    """What a graph needs besides, learnt from attempts that failed without it: both cost something."""
+class GraphOptions:
+    """How a graph is recorded. Both options cost something, and are learnt from attempts that failed without them."""
 
     copies: bool = False  # of what autograd saves, for networks that write into it
     checkpoints: bool = False  # blocks evaluated again in the reverse pass, for graphs that do not fit
 
 
-def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, care: Care) -> Evaluation:
+def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, options: GraphOptions) -> Evaluation:
     """Evaluate `denoise(x)`, which runs ComfyUI's `network`, so that vectors can be pulled back through it.
 
     Raises:
@@ -47,18 +47,18 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
     with ExitStack() as stack:
         stack.enter_context(_eager_networks())
         stack.enter_context(_caches_without_graph(network))
-        if care.checkpoints:
-            stack.enter_context(checkpointed(network, lambda: _recording(network, care)))
+        if options.checkpoints:
+            stack.enter_context(checkpointed(network, lambda: _recording(network, options)))
         stack.enter_context(_must_keep_gradient(network))
-        stack.enter_context(_recording(network, care))
+        stack.enter_context(_recording(network, options))
         return evaluate(denoise, x)
 
 
 @contextmanager
-def _recording(network: torch.nn.Module, care: Care):
+def _recording(network: torch.nn.Module, options: GraphOptions):
     """Where autograd can record the network."""
-    copies = _copied_activations(network) if care.copies else nullcontext()
-    with copies, made_again(network, DifferentiableCalls), DifferentiableCalls():
+    copies = _copied_activations(network) if options.copies else nullcontext()
+    with copies, recompute_weights(network, DifferentiableCalls), DifferentiableCalls():
         yield
 
 
@@ -144,8 +144,8 @@ def _ordinary(value):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Is it a tensor with memory of its own, and not one of quantised parts?"""
-    return type(tensor) in (Tensor, torch.nn.Parameter)
+    """Is it a tensor with memory of its own, and not one of quantised parts? A pack's own class of tensors may be."""
+    return type(tensor).__torch_dispatch__ == Tensor.__torch_dispatch__
 
 
 def _is_its_own_alias(tensor, value=None, *rest) -> bool:

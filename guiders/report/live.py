@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 0.5
 REASON = 120  # characters
 
 
-def tell(message: str) -> None:
+def warn_user(message: str) -> None:
     """Write a line to the log and show it on the node being executed, if a server is running one."""
     log.warning("REG: %s", message)
     show(message)

@@ -11,7 +11,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .checkpointing import Context, again
+from .checkpointing import Context, recompute
 
 SLOT = "optimized_attention_override"
 WITH_GRADIENT = {f"attention_{name}" for name in ("basic", "split", "sub_quad", "pytorch", "xformers")}
@@ -93,7 +93,7 @@ def with_gradient_of(exact: Callable, kernel: Callable, context: Context, *tenso
     def evaluate(*tensors: Tensor) -> list[Tensor]:
         return [exact(*tensors) if torch.is_grad_enabled() else kernel(*tensors)]
 
-    (out,) = again(evaluate, *tensors, context=context)
+    (out,) = recompute(evaluate, *tensors, context=context)
     return out
 
 

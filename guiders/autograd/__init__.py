@@ -1,0 +1,1 @@
+"""Gradients through ComfyUI's models, for the length of one pass, touching nothing that outlives it."""

@@ -1,0 +1,1 @@
+"""What a run tells its user: a line while it samples, warnings, and a record for the report."""
