@@ -17,6 +17,7 @@ COMMANDS = {  # name: module, what it does
     "train": ("demo.train", "train a demo model"),
     "quality": ("demo.quality", "measure guidance rules on the demo models"),
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
+    "latents": ("devtools.latents", "record what fixed seeds give, and compare two records"),
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
     "bench": ("benchmarks", "measure what a guided step costs"),
     "steps": ("benchmarks.steps", "measure the error of the difference estimator by its step"),
