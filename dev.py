@@ -10,23 +10,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = {  # name: module, what it does
+COMMANDS = {  # name: module and its first argument, what it does
     "demo": ("devtools.demo", "draw the same pictures with CFG and with REG in a real ComfyUI"),
     "test": ("devtools.check", "lint, format check and tests; arguments go to pytest"),
-    "lab": ("lab", "measure guidance rules in worlds whose exact answer is known"),
-    "train": ("demo.train", "train a demo model"),
-    "quality": ("demo.quality", "measure guidance rules on the demo models"),
+    "lab": ("research lab", "measure guidance rules in worlds whose exact answer is known"),
+    "train": ("research train", "train a demo model"),
+    "decode": ("research decode", "train the network that reads attributes off the demo's pictures"),
+    "quality": ("research quality", "measure guidance rules on the demo models"),
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
+    "latents": ("devtools.latents", "record what fixed seeds give, and compare two records"),
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
-    "bench": ("benchmarks", "measure what a guided step costs"),
-    "steps": ("benchmarks.steps", "measure the error of the difference estimator by its step"),
-    "recording": ("benchmarks.recording", "measure what a report costs the run it records"),
+    "bench": ("research bench", "measure what a guided step costs"),
+    "steps": ("research steps", "measure the error of the difference estimator by its step"),
+    "recording": ("research recording", "measure what a report costs the run it records"),
 }
 
 
 def exists(module: str) -> bool:
     """Whether this checkout has the module, as a file or as a package that can be run."""
-    path = ROOT.joinpath(*module.split("."))
+    path = ROOT.joinpath(*module.split()[0].split("."))
     return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
@@ -52,7 +54,7 @@ def run(python: Path, comfyui: Path, module: str, arguments: list[str]) -> None:
     os.chdir(ROOT)
     path = os.pathsep.join([str(comfyui), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"}
-    command = [str(python), "-P", "-m", module, *arguments]
+    command = [str(python), "-P", "-m", *module.split(), *arguments]
     if os.name == "nt":  # exec would give the prompt back at once there
         sys.exit(subprocess.call(command, env=environment))
     os.execve(python, command, environment)

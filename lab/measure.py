@@ -1,10 +1,6 @@
-"""How far samples are from the exact target, and how sure that is."""
+"""How far samples are from the exact target."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import ot
-from scipy import stats
 from torch import Tensor
 
 from .chains import SIGMA_MAX
@@ -39,26 +35,3 @@ def field_distance(start: Tensor, samples: Tensor, target: FieldMixture) -> floa
     rest = (y - mean - slope * z).square().mean(0)
     deviation = ((slope * SIGMA_MAX) ** 2 + rest).sqrt()
     return ((mean - target.centres[0]) ** 2 + (deviation - target.variances[0].sqrt()) ** 2).mean().sqrt().item()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of one number a seed and its bootstrap interval over seeds (scipy, percentile): [seeds]."""
-    mean = float(np.mean(values))
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    found = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed))
-    return Interval(mean, *map(float, found.confidence_interval))
-
-
-def win_ratio(error: Tensor, baseline: Tensor) -> float:
-    """The share of points where a rule's error [n] is below the baseline's [n]."""
-    return (error < baseline).double().mean().item()

@@ -6,9 +6,33 @@ from comfy_api.latest import io
 
 from ..demo import world
 
-WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
-VERSIONS = {"full": "demo", "weak": "demo-half", "eps": "eps", "flow": "flow"}  # files of weights
+ROOT = Path(__file__).parents[1]
+VERSIONS = {  # files of weights; those of research are in a clone of the repository only
+    "full": ROOT / "demo" / "weights" / "demo.safetensors",
+    "weak": ROOT / "demo" / "weights" / "demo-half.safetensors",
+    "eps": ROOT / "research" / "weights" / "eps.safetensors",
+    "flow": ROOT / "research" / "weights" / "flow.safetensors",
+}
+REPOSITORY = "https://github.com/comfyui-reg/ComfyUI-REG"
 ANY = "any"
+
+
+def present() -> list[str]:
+    """The versions whose weights are here."""
+    return [version for version, file in VERSIONS.items() if file.is_file()]
+
+
+def weights(version: str) -> Path:
+    """The file of a version. Raises ValueError if there is none here."""
+    if version not in tuple(VERSIONS):  # whatever a prompt may say
+        raise ValueError(f"REG: the demo model has no version {version!r}: choose {' or '.join(present())}.")
+    file = VERSIONS[version]
+    if not file.is_file():
+        raise ValueError(
+            f"REG: the demo model's version {version} does not come with the pack: copy {file.name} from "
+            f"{REPOSITORY}/tree/main/research/weights to {file.parent}, or choose {' or '.join(present())}."
+        )
+    return file
 
 
 class REGDemoModel(io.ComfyNode):
@@ -23,11 +47,11 @@ class REGDemoModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "version",
-                    options=list(VERSIONS),
+                    options=present(),
                     default="full",
                     optional=True,
-                    tooltip="full predicts the clean picture, eps the noise, flow the velocity, as the models people use do. "
-                    "weak is full after half of its training: the weak model of AutoGuidance.",
+                    tooltip="full draws best. weak is full after half of its training: the weak model of AutoGuidance. A clone "
+                    "of the repository also has eps, which predicts the noise, and flow, which predicts the velocity.",
                 )
             ],
             outputs=[
@@ -37,10 +61,19 @@ class REGDemoModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, version: str = "full") -> bool | str:
+        """Asked in place of ComfyUI's own check against the list, which would not say where a missing version is."""
+        try:
+            weights(version)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, version: str = "full") -> io.NodeOutput:
         from ..demo import models
 
-        return io.NodeOutput(*models.load(WEIGHTS / f"{VERSIONS[version]}.safetensors"))
+        return io.NodeOutput(*models.load(weights(version)))
 
 
 class REGDemoPrompt(io.ComfyNode):

@@ -91,3 +91,14 @@ def test_the_forges_workflow_files_refer_to_what_there_is(path):
         for script in (step["run"] for step in job.get("steps", []) if "run" in step):
             assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
             assert set(re.findall(r"dev\.py (\S+)", script)) <= set(dev.COMMANDS)
+
+
+def test_only_the_demo_model_and_its_half_are_shipped():
+    weights = {path for path in shipped() if path.endswith(".safetensors") and "profiles" not in path}
+    assert weights == {"demo/weights/demo.safetensors", "demo/weights/demo-half.safetensors"}
+    sizes = {path: (ROOT / path).stat().st_size for path in shipped()}
+    assert max(sizes.values()) < 12e6
+
+
+def test_nothing_of_research_is_shipped():
+    assert {path.split("/")[0] for path in shipped()}.isdisjoint({"research", "docs", "tests", "devtools"})

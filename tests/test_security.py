@@ -39,8 +39,6 @@ WRITES = {
 MAY_WRITE = {
     "nodes/profile.py": {"mkdir"},  # models/reg_profiles, below; the name is checked by safe_path
     "reg/profile.py": {"save_file"},  # where nodes/profile.py says
-    "lab/figures.py": {"mkdir", "savefig"},  # `dev.py lab figures`; no node calls it
-    "lab/trials.py": {"mkdir", "write_text"},  # the cache of `dev.py lab`; no node calls it
 }
 
 

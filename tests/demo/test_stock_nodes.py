@@ -1,7 +1,5 @@
 """The demo models are plain MODELs: what ComfyUI's own nodes make of them is what the equations say."""
 
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -15,9 +13,8 @@ from comfy.cli_args import LatentPreviewMethod
 
 import nodes  # ComfyUI's
 from pack.demo import models
+from pack.nodes.demo import VERSIONS, weights
 
-WEIGHTS = Path(models.__file__).parent / "weights"
-VERSIONS = ("demo", "demo-half", "eps", "flow")
 STAR, CIRCLE, EMPTY = (
     [[models.prompt_tokens(**stated), {}]] for stated in ({"shape": "star"}, {"shape": "circle"}, {})
 )
@@ -25,7 +22,7 @@ SEED, STEPS, CFG = 3, 3, 2.0
 
 
 def load(version):
-    return models.load(WEIGHTS / f"{version}.safetensors")
+    return models.load(weights(version))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

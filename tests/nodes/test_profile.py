@@ -11,7 +11,7 @@ from pack.demo import models as models_of_the_demo
 from pack.guiders.options import Options
 from pack.guiders.ways_in import on_model
 from pack.nodes import profile as nodes
-from pack.nodes.demo import WEIGHTS
+from pack.nodes.demo import weights
 from pack.reg import profile as profiles
 
 CURVE = torch.tensor([0.5, 0.4])
@@ -51,16 +51,16 @@ def test_what_is_saved_can_be_loaded(models):
 
 
 @pytest.mark.parametrize(
-    ("profile", "weights", "sigmas"),
+    ("profile", "version", "sigmas"),
     [
-        ("reg-demo", "demo", (15.0, 1.0, 0.1)),
+        ("reg-demo", "full", (15.0, 1.0, 0.1)),
         ("reg-demo-eps", "eps", (12.0, 1.0, 0.1)),
         ("reg-demo-flow", "flow", (0.9, 0.6, 0.1)),
     ],
 )
-def test_a_shipped_profile_is_of_its_shipped_model(profile, weights, sigmas):
+def test_a_shipped_profile_is_of_its_model(profile, version, sigmas):
     found = profiles.load(nodes.SHIPPED / f"{profile}.safetensors")
-    model, _ = models_of_the_demo.load(WEIGHTS / f"{weights}.safetensors")
+    model, _ = models_of_the_demo.load(weights(version))
     on_model(model, Options("ratio", "profile", profile=found))  # refuses one of another model
     rho = found.at("rho", torch.tensor(sigmas))
     assert 0.3 < rho[0] < rho[1] < rho[2] <= 1  # as docs/quality/*/facts.md have it

@@ -1,4 +1,4 @@
-"""Read the attributes off a picture: a small network trained on drawn ones, `python -m demo.decode`.
+"""Read the attributes off a picture: a small network trained on drawn ones, `python3 dev.py decode`.
 
 It sees what a measurement needs (shape, background, count, hue, radius, centre, rotation) and never the model under
 test. Its errors on fresh drawn pictures are in the header of its weights.
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import world
+from ..demo import world
 
 WEIGHTS = Path(__file__).parent / "weights" / "decoder.safetensors"
 SYMMETRY = np.array([1, 4, 3, 5])  # of the shapes: the rotation is known up to 2 pi over this
@@ -179,27 +179,23 @@ def load(path: Path = WEIGHTS) -> Decoder:
     decoder = Decoder()
     with safe_open(path, framework="pt") as file:
         if (version := (file.metadata() or {}).get("world_version")) != str(world.VERSION):
-            raise ValueError(f"the decoder is for world {version}, not {world.VERSION}: python -m demo.decode")
+            raise ValueError(f"the decoder is for world {version}, not {world.VERSION}: python3 dev.py decode")
         decoder.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
     return decoder.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py decode", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     arguments = parser.parse_args()
     decoder = train(arguments.steps)
-    save(decoder, arguments.output, command=f"python -m demo.decode --steps {arguments.steps}")
+    save(decoder, arguments.output, command=f"python3 dev.py decode --steps {arguments.steps}")
     measured = {name: round(value, 4) for name, value in errors(load(arguments.output)).items()}
     save(
         decoder,
         arguments.output,
-        command=f"python -m demo.decode --steps {arguments.steps}",
+        command=f"python3 dev.py decode --steps {arguments.steps}",
         errors=json.dumps(measured),
     )
     print(json.dumps(measured, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pack.demo import target, world
+from pack.demo import world
+from pack.research import target
 
 DRAWS = 200_000
 

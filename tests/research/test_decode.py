@@ -10,8 +10,9 @@ from scipy import stats
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
-from pack.demo import decode, target, world
-from pack.demo.quality import measures
+from pack.demo import world
+from pack.research import decode, target
+from pack.research.quality import measures
 
 GOLD = (("colour", "gold"),)
 

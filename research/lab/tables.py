@@ -13,17 +13,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import measure, steps
+from .. import intervals
+from . import steps
 from .candidates import CANDIDATES
 from .trials import SCHEDULES, WORLDS, Trial, cached
 
-OUTPUT = Path(__file__).parents[1] / "docs" / "lab"
+OUTPUT = Path(__file__).parents[2] / "docs" / "lab"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
 ENDS = ("floor", "exact", "none")
 BASIC = ("elementwise", "jacobian", "natural", "ratio")
@@ -152,8 +152,8 @@ def results(trials: list[Trial], cache: Path, jobs: int) -> pd.DataFrame:
     start, rows, compute = time.time(), [], partial(cached, cache=cache)
     with ExitStack() as stack:
         found = map(compute, trials)
-        if jobs > 1:  # forked: a fresh process would not know the package by the name lab/__main__.py gives it
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("fork")))
+        if jobs > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(jobs))
             found = pool.map(compute, trials, chunksize=4)
         for done, (trial, result) in enumerate(zip(trials, found, strict=True), 1):
             rows.append(asdict(trial) | result)
@@ -169,7 +169,7 @@ def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
     keys = ["world", "sampler", "w", "rule"]
     for key, group in rows.groupby(keys, sort=False):
         by_seed = group.groupby("seed")[metric].mean().to_numpy()
-        lines.append(dict(zip(keys, key, strict=True)) | asdict(measure.bootstrap(by_seed)))
+        lines.append(dict(zip(keys, key, strict=True)) | asdict(intervals.bootstrap(by_seed)))
     return pd.DataFrame(lines)
 
 
@@ -204,7 +204,7 @@ def relative(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     ratio = np.log(rows.distance / base.reindex(pd.MultiIndex.from_frame(rows[chain])).to_numpy())
     lines = []
     for (world, rule), group in ratio.groupby([rows.world, rows.rule], sort=False):
-        interval = asdict(measure.bootstrap(group.to_numpy()))
+        interval = asdict(intervals.bootstrap(group.to_numpy()))
         lines.append(
             {"world": world, "sampler": "", "w": "", "rule": rule} | {k: np.exp(v) for k, v in interval.items()}
         )
@@ -256,10 +256,12 @@ def command(name: str, options: argparse.Namespace) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="lab", description="Measure guidance rules in worlds whose answer is known.")
+    parser = argparse.ArgumentParser(
+        prog="dev.py lab", description="Measure guidance rules in worlds whose answer is known."
+    )
     parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, 'steps', 'figures'])}; all if none")
     parser.add_argument("--quick", action="store_true", help="few worlds, seeds and samples")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, more than 1 not on Windows")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where results are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where tables and figures go")
     options = parser.parse_args()

@@ -11,16 +11,13 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from comfy.cli_args import args as comfy_options
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-comfy_options.cpu = not torch.cuda.is_available()
-
-from . import models, world  # noqa: E402  (ComfyUI reads its options when it is imported)
+from ..demo import models, world
 
 BATCH = 32
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.7, 1.4  # large flat shapes are decided at high noise
@@ -136,7 +133,7 @@ def draw_curve(work: Path, title: str) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__.splitlines()[0])
     parser.add_argument("--config", choices=models.CONFIGS, default="demo", help="what to train")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="checkpoints and loss curve")
@@ -191,7 +188,3 @@ def main() -> None:
     export(training.model.state_dict(), arguments.output, **metadata, held_out_loss=round(held_out, 5))
     export_checkpoints(arguments.work, **metadata)
     draw_curve(arguments.work, metadata["command"])
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from . import world
+from ..demo import world
 
 HUES = 360
 CONTINUOUS = ("hue", "radius", "x", "y", "phase")

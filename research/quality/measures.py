@@ -8,7 +8,8 @@ import ot
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from .. import decode, target, world
+from ...demo import world
+from .. import decode, target
 
 ATTRIBUTES = ("shape", "colour", "background", "count", "hue", "radius", "x", "y", "phase")
 RESAMPLES = 200

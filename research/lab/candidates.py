@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..reg import rectification, spectral
-from .guides import Rectification, Step, each, elementwise, gain, jacobian, kept_by_gain
-from .guides import ratio as scalar_ratio
+from ...lab.guides import Rectification, Step, each, elementwise, gain, jacobian, kept_by_gain
+from ...lab.guides import ratio as scalar_ratio
+from ...reg import rectification, spectral
 
 dot = each(lambda a, b: (a * b).sum(tuple(range(1, a.ndim)), keepdim=True))
 

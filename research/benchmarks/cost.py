@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what a guided step costs, as ratios to CFG's in one run; Markdown tables.
+"""`python3 dev.py bench`: what a guided step costs, as ratios to CFG's in one run; Markdown tables.
 
 On a GPU the models have their real sizes, and time is the clock's. On a CPU they are reduced, and time is the
 processor's, in one thread, so that other programs hardly count.
@@ -13,18 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.samplers
 import torch
 
-from .start import pack  # noqa: F401  (before ComfyUI)
-
-from . import models  # isort: skip
-
-import comfy.samplers  # isort: skip
-
-from pack.guiders.options import Options  # isort: skip
-from pack.guiders.run import describe  # isort: skip
-from pack.guiders.ways_in import on_model  # isort: skip
-from pack.reg.profile import Profile  # isort: skip
+from ...guiders.options import Options
+from ...guiders.run import describe
+from ...guiders.ways_in import on_model
+from ...reg.profile import Profile
+from . import models
 
 GPU = torch.cuda.is_available()
 STEPS = 9  # the first is not timed: what it finds out once is no cost of a step
@@ -170,7 +166,9 @@ def judged(value: float, target: float | None) -> str:
 
 def main() -> None:
     known = models.architectures(GPU)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dev.py bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--models", nargs="+", choices=known, default=list(known), metavar="MODEL", help=", ".join(known)
     )
@@ -195,7 +193,3 @@ def main() -> None:
         print(parts[-1], flush=True)
     if arguments.output:
         arguments.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,13 +22,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...demo import models, world
 from ...guiders.calibrate import calibrate
 from ...reg import profile as profiles
-from .. import models, world
 from . import rules
 
 VERSION = 2
-WEAK = Path(__file__).parents[1] / "weights" / "demo-half.safetensors"
+WEAK = Path(models.__file__).parent / "weights" / "demo-half.safetensors"
 PROMPTS = ("colour=gold", "shape=star")
 MORE_PROMPTS = ("colour=red", "shape=star,colour=violet")  # of the contenders
 SEARCH_SEEDS = (100, 101)  # of what is chosen by its results

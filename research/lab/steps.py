@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..reg import schedules
-from . import guides, measure, optimal
+from ...lab import guides, optimal
+from ...reg import schedules
 from .trials import WORLDS, rectification
 
 RULES = ("none", "cfg", "elementwise", "jacobian", "natural", "ratio", "characteristic")
@@ -26,7 +26,7 @@ class StepErrors:
 
     def wins(self, rule: str) -> float:
         """The share of points where the rule is nearer than CFG."""
-        return measure.win_ratio(self.errors[rule], self.errors["cfg"])
+        return (self.errors[rule] < self.errors["cfg"]).double().mean().item()
 
 
 def step_errors(world: str, seed: int, w: float, sigma: float, points: int = 300) -> StepErrors:

@@ -14,20 +14,16 @@ import time
 from functools import wraps
 from pathlib import Path
 
+import comfy.samplers
 import torch
+from comfy_execution.graph import DynamicPrompt
+from comfy_execution.progress import reset_progress_state
+from comfy_execution.utils import CurrentNodeContext
 
-from .start import pack  # noqa: F401  (before ComfyUI)
-
-from . import models  # isort: skip
-
-import comfy.samplers  # isort: skip
-from comfy_execution.graph import DynamicPrompt  # isort: skip
-from comfy_execution.progress import reset_progress_state  # isort: skip
-from comfy_execution.utils import CurrentNodeContext  # isort: skip
-
-from pack.guiders import record  # isort: skip
-from pack.guiders.options import Options  # isort: skip
-from pack.guiders.ways_in import on_model  # isort: skip
+from ...guiders import record
+from ...guiders.options import Options
+from ...guiders.ways_in import on_model
+from . import models
 
 SAMPLER = {"class_type": "KSampler", "inputs": {}}
 REPORT = {"class_type": "REGReport", "inputs": {"latent": ["sampler", 0]}}
@@ -96,7 +92,7 @@ def measure(rectification: str, model, size: int, steps: int, rounds: int, watch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev.py recording", description=__doc__)
     parser.add_argument("--channels", type=int, default=64, help="width of the UNet; Stable Diffusion 1.5 has 320")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="sides of the latent")
     parser.add_argument("--steps", type=int, default=10)
@@ -125,7 +121,3 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

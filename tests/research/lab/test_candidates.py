@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pack.lab import candidates, fields, guides, optimal, worlds
+from pack.lab import fields, guides, optimal, worlds
 from pack.reg import rectification, schedules
+from pack.research.lab import candidates
 
 
 def noisy(pair, sigma, n=20):

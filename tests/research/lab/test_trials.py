@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pack.lab import tables, trials
+from pack.research.lab import tables, trials
 
 TRIAL = trials.Trial("plane", 11, "cfg+ratio/4", 3.0, samples=50, steps=6)
 

@@ -1,4 +1,4 @@
-"""Makes ComfyUI and the pack importable: import it before anything of either."""
+"""Makes the pack importable as `pack`, which tests call it, too, and ComfyUI on this machine's device."""
 
 import sys
 import types
@@ -8,6 +8,5 @@ import torch
 from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()  # ComfyUI reads its options when it is imported
-ROOT = Path(__file__).parents[1]
 pack = sys.modules.setdefault("pack", types.ModuleType("pack"))
-pack.__path__ = [str(ROOT)]
+pack.__path__ = [str(Path(__file__).parents[1])]

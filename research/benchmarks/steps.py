@@ -1,4 +1,4 @@
-"""`python -m benchmarks.steps`: the error of the difference estimator by its step, model and precision; a Markdown table.
+"""`python3 dev.py steps`: the error of the difference estimator by its step, model and precision; a Markdown table.
 
 Jv is compared with central differences of the fourth order in float32. Along 1 the whole vector is compared, which is
 the map of `elementwise`; along the guidance g the product ⟨g, Jg⟩, which is all that `ratio` uses.
@@ -12,20 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .start import pack  # noqa: F401  (before ComfyUI)
-
-import comfy.samplers  # isort: skip
-from comfy.model_patcher import ModelPatcher  # isort: skip
-
-from pack.demo import models as demo  # isort: skip
-from pack.demo import toy  # isort: skip
-from pack.guiders.run import relative_step  # isort: skip
-from pack.nodes.toy import SEED  # isort: skip
-from pack.reg import estimators, per_sample  # isort: skip
-from pack.tests.families import FAMILIES  # isort: skip
+from ...demo import models as demo
+from ...demo import toy
+from ...guiders.run import relative_step
+from ...nodes.toy import SEED
+from ...reg import estimators, per_sample
+from ...tests.families import FAMILIES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PERCENTS = (0.1, 0.5, 0.9)  # of the schedule: much, some and little noise
@@ -198,7 +195,7 @@ def document(table: list[list[str]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev.py steps", description=__doc__)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     table = []
@@ -208,7 +205,3 @@ def main() -> None:
     if arguments.output:
         command = shlex.join(["python3", "dev.py", "steps", *sys.argv[1:]])
         arguments.output.write_text(document(table, command), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

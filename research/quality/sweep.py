@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import models
+from ...demo import models
 from . import rules
 from .cells import MORE_PROMPTS, PROMPTS, SEARCH_SEEDS, WEAK, Cell, Studio
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "demo.safetensors"
+WEIGHTS = Path(models.__file__).parent / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
 OUTPUT = Path(__file__).parents[2] / "docs" / "quality"
 
@@ -126,7 +126,3 @@ def main() -> None:
     from . import report
 
     return report.write(studio, there, output, command, arguments.jobs)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 import numpy as np
 import pandas as pd
 
-from pack.demo.quality import contest, measures
+from pack.research.quality import contest, measures
 
 
 def line(rule, accuracies, distances, spread=0.0):

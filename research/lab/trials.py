@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..reg import schedules
-from . import candidates, chains, fields, guides, measure, optimal, worlds
+from ...lab import chains, fields, guides, measure, optimal, worlds
+from ...reg import schedules
+from . import candidates
 
 WORLDS: dict[str, Callable[[int], worlds.Pair]] = {
     "plane": worlds.classes,
@@ -54,17 +55,18 @@ class Trial:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def uses_candidate(self) -> bool:
-        """Whether the rectification is one of lab/candidates.py."""
+        """Whether the rectification is one of candidates.py."""
         return self.rule.split("/")[0].partition("+")[2] in candidates.CANDIDATES | candidates.HOLDS
 
 
 @lru_cache
 def code_digest(with_candidates: bool) -> str:
     """A digest of the files a result depends on; the candidates' own file only where one is used."""
-    here = Path(__file__).parent
-    names = ["worlds", "fields", "optimal", "chains", "guides", "measure", "trials"]
-    files = [here / f"{name}.py" for name in names + ["candidates"] * with_candidates]
-    files += [here.parent / "reg" / f"{name}.py" for name in ("rectification", "rules", "schedules", "spectral")]
+    here, root = Path(__file__).parent, Path(__file__).parents[2]
+    files = [here / f"{name}.py" for name in ["trials"] + ["candidates"] * with_candidates]
+    names = ("worlds", "fields", "optimal", "chains", "guides", "measure")
+    files += [root / "lab" / f"{name}.py" for name in names]
+    files += [root / "reg" / f"{name}.py" for name in ("rectification", "rules", "schedules", "spectral")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pack.demo import models, train
-from pack.demo.quality import cells, rules, sweep
-from pack.demo.quality.cells import Cell
+from pack.demo import models
+from pack.research import train
+from pack.research.quality import cells, rules, sweep
+from pack.research.quality.cells import Cell
 
 
 def weight(like):
