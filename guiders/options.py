@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from ..reg import rectification
 from ..reg.profile import Profile
+from ..reg.rectification import Rectification, named
 from ..reg.refresh import DOUBLING
 from .autograd.checkpointing import CHOICES as CHECKPOINT_CHOICES
 from .estimators import ESTIMATORS
@@ -40,7 +40,7 @@ class Options:
     verify: bool = False  # compare the first gradient with differences of the predictions
 
     def __post_init__(self):
-        object.__setattr__(self, "rectification", rectification.named(self.rectification).name)
+        object.__setattr__(self, "rectification", named(self.rectification).name)
         estimators = estimator_names()
         _require(self.estimator in estimators, f"estimator must be one of {', '.join(estimators)}")
         _require(_within(self.strength, 0, 4), f"strength must be between 0 and 4, not {self.strength}")
@@ -64,8 +64,8 @@ class Options:
         )
 
     @property
-    def rule(self) -> rectification.Rectification:
-        return rectification.named(self.rectification)
+    def rule(self) -> Rectification:
+        return named(self.rectification)
 
     @property
     def uses_profile(self) -> bool:

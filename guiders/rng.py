@@ -12,37 +12,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-DRAWING = frozenset(
-    [
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "bernoulli",
-        "multinomial",
-        "normal",
-        "poisson",
-        "dropout",
-        "alpha_dropout",
-        "feature_dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "rrelu",
-        "bernoulli_",
-        "normal_",
-        "uniform_",
-        "exponential_",
-        "random_",
-        "geometric_",
-        "cauchy_",
-        "log_normal_",
-        "dropout_",
-    ]
-)
+DRAWS = "rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal poisson dropout"
+DRAWS_IN_PLACE = "normal_ uniform_ bernoulli_ exponential_ random_ geometric_ cauchy_ log_normal_ dropout_"
+DRAWING = frozenset([*DRAWS.split(), *DRAWS_IN_PLACE.split()])
 _replaying = threading.local()  # the innermost replay of this thread
 
 

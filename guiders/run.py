@@ -303,6 +303,7 @@ class Run:
         names = (f"{empty}cond", f"{empty}cond_denoised") if empty else ("uncond", "uncond_denoised")
         negative = None if empty else (getattr(self.guider, "conds", None) or {}).get("negative")
         other = find(known, [negative, hook.get(names[0])], hook.get(names[1]), but=self.guided_cond)
+        other = other or find(known, guided[0].conds, None, but=self.guided_cond)
         by_guider = hasattr(self.guider, "denoise_both") and hook.get("uncond_denoised") is not None
         if other is None and not by_guider:
             return None
@@ -374,16 +375,10 @@ def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=Non
     Args:
         but: a cond that it is not.
     """
-    for cond in conds:
-        for evaluated in known:
-            index = evaluated.index(cond)
-            if index is not None and cond is not but:
-                return evaluated, index
-    for evaluated in known:
-        index = evaluated.index_of_prediction(prediction)
-        if index is not None and evaluated.conds[index] is not but:
-            return evaluated, index
-    return None
+    places = [(e, e.index(cond)) for cond in conds for e in known] + [
+        (e, e.index_of_prediction(prediction)) for e in known
+    ]
+    return next(((e, i) for e, i in places if i is not None and e.conds[i] is not None and e.conds[i] is not but), None)
 
 
 def evaluated_by_hook(hook: dict) -> list[Evaluated]:

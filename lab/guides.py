@@ -21,7 +21,7 @@ def each(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *tensors: torch.vmap(lambda *rows: function(*(row[None] for row in rows))[0])(*tensors)
 
 
-gain, narrowing = each(rectification.gain), each(rectification.narrowing)
+gain, narrowing = each(rectification.gain), each(rectification.jacobian_ratio)
 
 
 @dataclass

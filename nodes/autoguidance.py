@@ -4,8 +4,7 @@ from comfy_api.latest import io
 
 from ..guiders.attach import on_model
 from ..guiders.autoguidance import AutoGuider
-from ..guiders.options import Options
-from .options import option_inputs, sampled_anew_for_a_report
+from .options import option_inputs, options_of, sampled_anew_for_a_report
 
 
 class REGAutoGuider(io.ComfyNode):
@@ -52,14 +51,14 @@ class REGAutoGuider(io.ComfyNode):
                     tooltip="With a negative: how much of the guidance moves away from it instead of from the weak "
                     "model. 0 is AutoGuidance alone, 1 CFG alone.",
                 ),
-                *option_inputs("jacobian"),
+                *option_inputs(),
             ],
             outputs=[io.Guider.Output(tooltip="Connect to SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def execute(cls, model, weak_model, positive, cfg, negative=None, negative_share=0.5, **options) -> io.NodeOutput:
-        guider = AutoGuider(on_model(model, Options(**options)), weak_model)
+        guider = AutoGuider(on_model(model, options_of(**options)), weak_model)
         guider.set_conds(positive, negative, negative_share)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

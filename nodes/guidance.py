@@ -4,8 +4,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..guiders.attach import RectifiedSampler, on_model
-from ..guiders.options import Options
-from .options import option_inputs, sampled_anew_for_a_report
+from .options import option_inputs, options_of, sampled_anew_for_a_report
 
 ALIASES = ["rectified gradient guidance", "cfg", "guidance", "REG"]
 
@@ -31,7 +30,7 @@ class REGModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, **options) -> io.NodeOutput:
-        return io.NodeOutput(on_model(model, Options(**options)))
+        return io.NodeOutput(on_model(model, options_of(**options)))
 
 
 class REGGuider(io.ComfyNode):
@@ -65,7 +64,7 @@ class REGGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, cfg, **options) -> io.NodeOutput:
-        guider = comfy.samplers.CFGGuider(on_model(model, Options(**options)))
+        guider = comfy.samplers.CFGGuider(on_model(model, options_of(**options)))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)
@@ -91,4 +90,4 @@ class REGSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler, **options) -> io.NodeOutput:
-        return io.NodeOutput(RectifiedSampler(sampler, Options(**options)))
+        return io.NodeOutput(RectifiedSampler(sampler, options_of(**options)))

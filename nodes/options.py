@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
-from ..guiders.options import CHECKPOINT_CHOICES, estimator_names
+from ..guiders.options import CHECKPOINT_CHOICES, Options, estimator_names
 from ..guiders.report.downstream import report_follows
 from ..reg.rectification import RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
+DEFAULTS = Options()
 
 
 def sampled_anew_for_a_report(cls, **inputs) -> bool:
@@ -15,19 +16,20 @@ def sampled_anew_for_a_report(cls, **inputs) -> bool:
     return report_follows()
 
 
-def option_inputs(rectification: str = "ratio") -> list:
-    """Inputs of the shared options, in the order of `guiders.options.Options`.
+def options_of(every: int = DEFAULTS.refresh, **inputs) -> Options:
+    """The options that a node's inputs ask for; what a prompt leaves out has its default."""
+    return Options(refresh=every, **inputs)
 
-    Their defaults are what docs/quality.md found best; those of Options are the paper's rule, measured at each step.
-    """
+
+def option_inputs() -> list:
+    """Inputs of the shared options, in the order in which saved workflows have their values."""
     return [
         io.Combo.Input(
             "rectification",
-            options=list(RECTIFICATIONS),
-            default=rectification,
-            tooltip="How the guidance is corrected. ratio: one number per picture and step, from how much the prompt "
-            "narrows what can be seen; it came nearest to the right answer at cfg 3 to 8. elementwise: the paper's rule, "
-            "a map that damps guidance where the model does not respond. jacobian: the whole chain rule.",
+            options=[rule.label for rule in RECTIFICATIONS.values()],
+            default=DEFAULTS.rule.label,
+            tooltip="How the guidance is corrected. "
+            + " ".join(f"{rule.label}: {rule.text}." for rule in RECTIFICATIONS.values()),
         ),
         io.Float.Input(
             "strength",
@@ -66,12 +68,14 @@ def option_inputs(rectification: str = "ratio") -> list:
         ),
         io.Int.Input(
             "every",
-            default=4,
-            min=1,
+            display_name="measure every",
+            default=DEFAULTS.refresh,
+            min=0,
             max=100,
             advanced=True,
-            tooltip="Measure only every n-th guided step and reuse the last measurement between: cheaper, nearly as good. "
-            "1 measures at each step.",
+            tooltip="At which steps the model is measured; the measurement is used until the next one. 0: at steps 0, 1, 2, "
+            "4, 8, 16, …, where most changes; a few percent more time than CFG. A number n: at every n-th step. 1: at each "
+            "step.",
         ),
         io.Float.Input(
             "step",

@@ -84,8 +84,8 @@ def at(model: comfy.model_base.BaseModel, sigma: float) -> dict[str, float]:
         guidance = d_cond - uncond(x)
     jt_g = estimators.evaluate(cond, x).pull_back(guidance)
     j_g, ju_g = exact_product(cond, x, guidance), exact_product(uncond, x, guidance)
-    rho = rectification.narrowing(guidance, j_g, ju_g)
-    by_band = spectral.narrowing(guidance, j_g, ju_g, spectral.bands(*x.shape[2:]))
+    rho = rectification.jacobian_ratio(guidance, j_g, ju_g)
+    by_band = spectral.jacobian_ratio(guidance, j_g, ju_g, spectral.bands(*x.shape[2:]))
     row = {
         "sigma": sigma,
         "alpha": alpha,

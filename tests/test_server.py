@@ -9,8 +9,8 @@ from pack.devtools.client import PromptError
 
 comfy_sample = pytest.importorskip("comfy.sample")
 
+from pack.guiders.attach import on_model  # noqa: E402
 from pack.guiders.options import Options  # noqa: E402
-from pack.guiders.ways_in import on_model  # noqa: E402
 from pack.nodes.demo import REGDemoModel, REGDemoPrompt  # noqa: E402
 
 PROMPT = {"shape": "square", "colour": "green", "background": "light", "count": "1"}

@@ -8,8 +8,8 @@ import comfy.samplers
 import torch
 
 from pack.demo import toy
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.lab import chains, guides, worlds
 from pack.nodes.toy import SEED
 from pack.reg import schedules
@@ -55,7 +55,7 @@ def test_whole_chains_are_the_labs(sampler, rule, options):
 
 
 def test_refreshed_every_few_steps_as_in_the_lab():
-    guide = guides.Guide(worlds.classes(SEED), schedules.constant(W), guides.elementwise, every=4)
+    guide = guides.Guide(worlds.classes(SEED), schedules.constant(W), guides.elementwise, refresh=4)
     expected = chains.euler(guide, points().double(), SIGMAS)
-    found = through_comfyui(on_model(toy.model(SEED), Options("elementwise", "backward", every=4)), "euler", points())
+    found = through_comfyui(on_model(toy.model(SEED), Options("elementwise", "backward", refresh=4)), "euler", points())
     assert (found - expected).norm(dim=-1).median() < 2e-3

@@ -16,9 +16,9 @@ from pathlib import Path
 import comfy.samplers
 import torch
 
+from ...guiders.attach import on_model
+from ...guiders.checks import describe
 from ...guiders.options import Options
-from ...guiders.run import describe
-from ...guiders.ways_in import on_model
 from ...reg.profile import Profile
 from . import models
 
@@ -66,7 +66,7 @@ def variants(profile: Profile) -> dict[str, Options]:
         "ratio": Options("ratio", "difference"),
     }
     refreshed = {
-        f"{name}, every 4": Options(o.rectification, o.estimator, every=4, checkpoint=o.checkpoint)
+        f"{name}, every 4": Options(o.rectification, o.estimator, refresh=4, checkpoint=o.checkpoint)
         for name, o in measured.items()
     }
     return {

@@ -21,8 +21,8 @@ from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 
 from ...guiders import record
+from ...guiders.attach import on_model
 from ...guiders.options import Options
-from ...guiders.ways_in import on_model
 from . import models
 
 SAMPLER = {"class_type": "KSampler", "inputs": {}}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...demo import models as demo
 from ...demo import toy
-from ...guiders.run import relative_step
+from ...guiders.checks import relative_step
 from ...nodes.toy import SEED
 from ...reg import estimators, per_sample
 from ...tests.families import FAMILIES

@@ -16,7 +16,7 @@ def spectral_min(step: Step) -> tuple[Tensor, Tensor]:
     """The smaller of the band's factor and the sample's."""
     g, jc, ju = step.guidance, step.jc(step.guidance), step.ju(step.guidance)
     index = spectral.bands(*g.shape[-2:])
-    bands = rectification.ratio_factor(spectral.narrowing(g, jc, ju, index), step.w)
+    bands = rectification.ratio_factor(spectral.jacobian_ratio(g, jc, ju, index), step.w)
     whole = rectification.ratio_factor(step.rho(), step.w).view(-1, 1)
     return kept_by_gain(step, spectral.scale(g, torch.minimum(bands, whole), index))
 
@@ -144,7 +144,7 @@ def kept_by_bands(rule: Rectification) -> Rectification:
         rectified, _ = rule(step)
         index = spectral.bands(*step.x.shape[-2:])
         # the gain of a band along g is its narrowing with ⟨g, g⟩ for ⟨g, J_u g⟩
-        gains = spectral.narrowing(step.guidance, rectified, step.guidance, index)
+        gains = spectral.jacobian_ratio(step.guidance, rectified, step.guidance, index)
         return rectified, lambda s: spectral.scale(s.guidance, gains, index)
 
     return held

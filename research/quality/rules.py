@@ -14,10 +14,10 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch.nn.functional import cosine_similarity
 
 from ...guiders import step
+from ...guiders.attach import on_model
 from ...guiders.autoguidance import AutoGuider
 from ...guiders.options import Options
 from ...guiders.schedule import GuidanceSchedule, percent_of
-from ...guiders.ways_in import on_model
 from ...reg import estimators, rectification, schedules, spectral
 from ...reg.profile import Profile
 
@@ -155,13 +155,13 @@ RULES: dict[str, Patch] = {
     "fresca": lambda model, cfg: FreSca.execute(model, 1.0, 1.25, 8).args[0],
     "elementwise": rectified(rectification="elementwise", estimator="backward"),
     "elementwise difference": rectified(rectification="elementwise", estimator="difference"),
-    "elementwise every 4": rectified(rectification="elementwise", estimator="difference", every=4),
+    "elementwise every 4": rectified(rectification="elementwise", estimator="difference", refresh=4),
     "jacobian": rectified(rectification="jacobian", estimator="backward"),
     "jacobian natural": rectified(rectification="jacobian", estimator="difference"),
     "jacobian small step": rectified(rectification="jacobian", estimator="difference", step=0.01),
-    "jacobian every 4": rectified(rectification="jacobian", estimator="difference", every=4),
+    "jacobian every 4": rectified(rectification="jacobian", estimator="difference", refresh=4),
     "ratio": rectified(**RATIO),
-    "ratio every 4": rectified(**RATIO, every=4),
+    "ratio every 4": rectified(**RATIO, refresh=4),
     "spectral ratio": replaced("ratio", Spectral(), estimator="difference"),
     "broken: elementwise of another": replaced("elementwise", ElementwiseOfAnother()),
     "broken: elementwise, wrong sign": lambda model, cfg: on_model(model, WrongSign("elementwise")),

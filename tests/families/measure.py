@@ -33,7 +33,7 @@ class Measured:
     difference_jacobian: float  # error of α Jg
     ratio: tuple[float, float]  # the least and the largest factor of the guidance
     finite: bool  # is what a run of three steps gave?
-    told: list[str]  # what REG had to tell
+    captured_warnings: list[str]  # what REG had to tell
     changed: list[str]  # what was left behind in the model
 
 
@@ -45,7 +45,7 @@ def measure(family: Family) -> Measured:
     before.append(state(model))
     only(family, model, CFG)
     before.append(state(model))
-    with told() as lines:
+    with captured_warnings() as lines:
         backward = guided.rectified(family, model, estimator="backward")
         backward_jacobian = guided.rectified(family, model, estimator="backward", rectification="jacobian")
         difference = guided.rectified(family, model, estimator="difference", step=STEP)
@@ -62,7 +62,7 @@ def measure(family: Family) -> Measured:
         difference=guided.error_of_elementwise_difference(difference),
         difference_jacobian=guided.error_of_jacobian_difference(along),
         ratio=guided.factors(ratio),
-        told=lines,
+        captured_warnings=lines,
         finite=all(part.isfinite().all() for part in parts(run)),
         changed=changes(after, *before) + graphs(state(new)),
     )
@@ -147,7 +147,7 @@ def difference(family: Family, model, h: Tensor, v: Tensor) -> Tensor:
 
 
 @contextmanager
-def told():
+def captured_warnings():
     """The lines REG tells its user inside."""
     lines = []
     handler = logging.Handler()

@@ -13,12 +13,12 @@ from pack.tests.guiders import tiny
 
 STEP = 0.001  # of the differences, small enough for what is compared here
 
-EVERY_KIND = [
-    Options("elementwise", "backward"),
-    Options("elementwise", "difference", step=STEP),
-    Options("jacobian", "backward"),
-    Options("jacobian", "difference", step=STEP),
-    Options("ratio", step=STEP),
+EVERY_KIND = [  # measured at every evaluation
+    Options("elementwise", "backward", refresh=1),
+    Options("elementwise", "difference", refresh=1, step=STEP),
+    Options("jacobian", "backward", refresh=1),
+    Options("jacobian", "difference", refresh=1, step=STEP),
+    Options("ratio", refresh=1, step=STEP),
 ]
 
 

@@ -25,7 +25,7 @@ from comfy.model_patcher import CoreModelPatcher
 from comfy_extras.nodes_context_windows import LTXVContextWindowsNode, WanContextWindowsManualNode
 
 import nodes  # ComfyUI's
-from pack.guiders.ways_in import on_model
+from pack.guiders.attach import on_model
 from pack.tests.families import FAMILIES
 from pack.tests.families.family import Family, draw_from, randomise
 from pack.tests.families.measure import graphs, measure, state
@@ -310,7 +310,7 @@ def test_other_latents_of_families(name):
     assert measured.difference < 0.1
     assert measured.difference_jacobian < 0.1
     assert all(0 <= factor <= 1 for factor in measured.ratio)
-    assert measured.finite and not measured.told and not measured.changed
+    assert measured.finite and not measured.captured_warnings and not measured.changed
 
 
 def test_causal_video_has_no_guidance_to_rectify(caplog):

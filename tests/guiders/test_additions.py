@@ -15,8 +15,8 @@ from comfy_extras import nodes_context_windows, nodes_custom_sampler, nodes_hook
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import nodes  # ComfyUI's
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.tests.guiders import by_hand, tiny
 
 CFG, SIGMA = 4.0, 1.7
@@ -404,7 +404,7 @@ def test_two_ksamplers_are_one_run(model):
 def test_a_second_model_goes_on_with_a_rectification_of_its_own(model):
     """Base and refiner: each stage by its own rule, measured anew."""
     refiner, sigmas = tiny.as_model(by_hand.Narrowing(seed=1)), sigmas_of(model)
-    rules = Options("elementwise", "backward", every=10), Options("jacobian", "backward")
+    rules = Options("elementwise", "backward", refresh=10), Options("jacobian", "backward")
 
     def both(first, second):
         half = run(first, sigmas[:2])

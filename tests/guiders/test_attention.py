@@ -8,11 +8,11 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.ldm.modules.attention import attention_pytorch, wrap_attn
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.nodes.guidance import REGModel
 from pack.tests.families import FAMILIES
-from pack.tests.families.measure import CFG, Guided, only, told
+from pack.tests.families.measure import CFG, Guided, captured_warnings, only
 from pack.tests.guiders import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -55,8 +55,8 @@ def with_override(model, override):
 
 
 def answers(model, estimator="backward"):
-    """D_c + R(g) of one step by the node, and what it told."""
-    with told() as lines:
+    """D_c + R(g) of one step by the node, and what it captured_warnings."""
+    with captured_warnings() as lines:
         return only(SD15, REGModel.execute(model, estimator=estimator, rectification="jacobian").args[0], CFG), lines
 
 
@@ -132,7 +132,7 @@ def test_a_kernel_out_of_reach_is_found_by_its_gradient(monkeypatch):
     """ComfyUI was started with SageAttention, and the model calls it where no override gets."""
     point, model = (tiny.latent() * 2, 1.7), tiny.as_model(OutOfReach())
     monkeypatch.setattr(attention, "optimized_attention", attention_sage)
-    with told() as lines:
+    with captured_warnings() as lines:
         backward, difference = (
             tiny.predict(tiny.guider(on_model(model, Options("jacobian", estimator))), point, point)[1]
             for estimator in ("backward", "difference")

@@ -16,10 +16,10 @@ from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from comfy_extras.nodes_mahiro import Mahiro
 
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.autoguidance import AutoGuider
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule
-from pack.guiders.ways_in import RectifiedSampler, on_model
 from pack.nodes.autoguidance import REGAutoGuider
 from pack.reg import estimators, rectification
 from pack.tests.families import FAMILIES
@@ -118,7 +118,7 @@ def test_ratio_compares_with_the_weak_model(model, weak):
     g = W * (alone(model) - alone(weak))
     probe = estimators.probe(X, g, step)
     jc, jw = (probe.product(alone(m), alone(m, x=probe.x)) for m in (model, weak))
-    expected = rectification.ratio_factor(rectification.narrowing(g, jc, jw), W) * g
+    expected = rectification.ratio_factor(rectification.jacobian_ratio(g, jc, jw), W) * g
     rectified = answer(auto(model, weak, Options("ratio", step=step))) - alone(model)
     torch.testing.assert_close(rectified, expected, rtol=1e-3, atol=1e-4)
 

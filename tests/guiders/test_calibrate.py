@@ -6,9 +6,9 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
+from pack.guiders.attach import on_model
 from pack.guiders.calibrate import calibrate
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.nodes import profile as nodes
 from pack.tests.guiders import tiny
 

@@ -6,9 +6,9 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
-from pack.guiders.gradients import Care, DifferentiableCalls, evaluate_with_graph
+from pack.guiders.attach import on_model
+from pack.guiders.autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
 from pack.tests.guiders import tiny
 
@@ -49,8 +49,8 @@ def test_same_gradient_from_less_memory(name):
     network, x, denoise = denoiser(FAMILIES[name])
     own = {w.untyped_storage().data_ptr() for w in network.parameters()}
     copies = name == "Flux"  # it writes into what autograd saves
-    plain = evaluate_with_graph(denoise, x, network, Care(copies))
-    blockwise = evaluate_with_graph(denoise, x, network, Care(copies, checkpoints=True))
+    plain = evaluate_with_graph(denoise, x, network, GraphOptions(copies))
+    blockwise = evaluate_with_graph(denoise, x, network, GraphOptions(copies, checkpoints=True))
     less, much = saved_bytes(blockwise, own), saved_bytes(plain, own)
     v = torch.randn_like(x)
     torch.testing.assert_close(blockwise.denoised, plain.denoised)
@@ -124,7 +124,7 @@ def test_the_mode_is_the_one_of_the_forward_pass():
     assert issubclass(DifferentiableCalls, torch.overrides.TorchFunctionMode)
     with torch.inference_mode():
         network, x, denoise = denoiser(FAMILIES["Flux"])
-        inside = evaluate_with_graph(denoise, x, network, Care(True, True)).pull_back(torch.ones_like(x))
+        inside = evaluate_with_graph(denoise, x, network, GraphOptions(True, True)).pull_back(torch.ones_like(x))
     network, x, denoise = denoiser(FAMILIES["Flux"])
-    outside = evaluate_with_graph(denoise, x, network, Care(copies=True)).pull_back(torch.ones_like(x))
+    outside = evaluate_with_graph(denoise, x, network, GraphOptions(copies=True)).pull_back(torch.ones_like(x))
     torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-5)

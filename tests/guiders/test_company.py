@@ -12,8 +12,8 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
 from pack.tests.guiders import by_hand, company
 from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, copying, guider

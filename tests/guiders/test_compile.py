@@ -7,9 +7,9 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
-from pack.tests.families.measure import told
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -72,7 +72,7 @@ def test_compiled(rectification, estimator, compiled_by):
     network = Network()
     expected = tiny.sample(tiny.guider(on_model(tiny.as_model(network), options)), steps=6)
     model = compiled_by(tiny.as_model(network), backend)
-    with told() as lines:
+    with captured_warnings() as lines:
         found = tiny.sample(tiny.guider(on_model(model, options)), steps=6)
         first = backend.compiled
         again = tiny.sample(tiny.guider(on_model(model, options)), steps=12)

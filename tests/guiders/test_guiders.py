@@ -1,7 +1,5 @@
 """ComfyUI's guiders with REG: each against its own rule and the formula, written out by hand."""
 
-import logging
-
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -11,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as nodes
 from comfy_extras import nodes_perpneg, nodes_video_model
 
-from pack.guiders.ways_in import RectifiedSampler, on_model
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.tests.guiders import by_hand, tiny
 
 X, SIGMA = tiny.latent(batch=3) * 2, 1.7
@@ -70,26 +68,28 @@ def test_basic_guider_has_nothing_to_rectify(model, options):
 
 
 @kinds
-def test_dual_cfg_nested_rectifies_cond1_against_cond2(model, options):
-    """D = D_n + cfg2 (D_12 − D_n), where D_12 is guidance by cfg1 from cond2 to cond1."""
-    guider = nodes.DualCFGGuider.execute(
-        on_model(model, options), tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE, 3.0, 2.0, "nested"
-    ).args[0]
-    positive, middle, negative = (at_sigma(model, name) for name in ("positive", "middle", "negative"))
-    inner = by_hand.step(options, positive, middle, cfg(3.0), X, 1.0)
-    check(guider, negative(X) + 2.0 * (inner - negative(X)), 4 * (positive(X) - middle(X)))
-
-
-@kinds
+@pytest.mark.parametrize("style", ["nested", "regular"])
 @pytest.mark.parametrize("cfg2", [2.0, 1.0])
-def test_dual_cfg_regular_rectifies_cond2_against_the_negative(model, options, cfg2):
-    """D = D_n + cfg2 (D_2 − D_n) + cfg1 (D_1 − D_2): the guider adds the last term after every hook."""
+def test_dual_cfg_is_rectified_whole(model, options, style, cfg2):
+    """All that leads from cond1's prediction to the guider's is guidance: from the negative, and from cond2.
+
+    regular: D = D_n + cfg2 (D_2 − D_n) + cfg1 (D_1 − D_2); nested: D = D_n + cfg2 (D_2 + cfg1 (D_1 − D_2) − D_n).
+    The ratio compares with the negative; without one (regular at cfg2 = 1) with cond2.
+    """
     guider = nodes.DualCFGGuider.execute(
-        on_model(model, options), tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE, 3.0, cfg2, "regular"
+        on_model(model, options), tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE, 3.0, cfg2, style
     ).args[0]
     positive, middle, negative = (at_sigma(model, name) for name in ("positive", "middle", "negative"))
-    inner = middle(X) if cfg2 == 1 else by_hand.step(options, middle, negative, cfg(cfg2), X, 1.0)
-    check(guider, inner + 3.0 * (positive(X) - middle(X)), middle(X) - negative(X))
+    away = middle if style == "regular" and cfg2 == 1 else negative
+
+    def guided(d_cond, d_away):
+        text = middle(X) + 3.0 * (d_cond - middle(X))
+        if style == "nested":
+            return negative(X) + cfg2 * (text - negative(X))
+        return negative(X) + cfg2 * (middle(X) - negative(X)) + 3.0 * (d_cond - middle(X))
+
+    expected = by_hand.step(options, positive, away, guided, X, 1.0)
+    check(guider, expected, guided(positive(X), away(X)) - positive(X))
 
 
 @kinds
@@ -164,15 +164,6 @@ def guiders(model):
         "regular": dual(model, tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE, 3.0, 2.0, "regular"),
         "perp_neg": nodes_perpneg.PerpNegGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, TEXTS["empty"], CFG, 0.8),
     }
-
-
-@pytest.mark.parametrize(("name", "goes_on"), [("cfg", 0), ("perp_neg", 0), ("nested", 1), ("regular", 1)])
-def test_guidance_that_a_guider_adds_after_reg_is_named_once(model, name, goes_on, caplog):
-    guider = guiders(on_model(model, by_hand.EVERY_KIND[0]))[name].args[0]
-    with caplog.at_level(logging.WARNING, "pack.guiders"):
-        answers(guider)
-    assert caplog.text.count("the last of this guider's guidance") == goes_on
-    assert len(caplog.records) == goes_on
 
 
 @pytest.mark.parametrize("name", ["cfg", "nested", "regular", "perp_neg"])

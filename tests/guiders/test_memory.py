@@ -1,4 +1,4 @@
-"""Memory: no weight that was made for a pass is kept; ComfyUI is told what is needed; running out loses no run."""
+"""Memory: no weight that was made for a pass is kept; ComfyUI is captured_warnings what is needed; running out loses no run."""
 
 import pytest
 
@@ -8,12 +8,12 @@ import comfy.model_management
 import comfy.ops
 import torch
 
-from pack.guiders import checkpointing
-from pack.guiders.gradients import Care, evaluate_with_graph
+from pack.guiders.attach import on_model
+from pack.guiders.autograd import checkpointing
+from pack.guiders.autograd.calls import GraphOptions, evaluate_with_graph
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.tests.families import FAMILIES
-from pack.tests.families.measure import told
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import precisions, tiny
 from pack.tests.guiders.test_checkpointing import denoiser_of, saved_bytes
 
@@ -24,7 +24,7 @@ def evaluation(name, model, checkpoints=False):
     """One evaluation of a tiny family with its graph, and the memory of its own weights."""
     network, x, denoise = denoiser_of(FAMILIES[name], model)
     own = {w.untyped_storage().data_ptr() for w in network.parameters() if type(w) is torch.nn.Parameter}
-    return evaluate_with_graph(denoise, x, network, Care(copies=True, checkpoints=checkpoints)), own
+    return evaluate_with_graph(denoise, x, network, GraphOptions(copies=True, checkpoints=checkpoints)), own
 
 
 def pulled_back(found):
@@ -93,7 +93,7 @@ def test_out_of_memory_in_the_middle_of_a_run(rectification):
     def run(network, estimator):
         return tiny.predict(tiny.guider(on_model(tiny.as_model(network), Options(rectification, estimator))), *points)
 
-    with told() as lines:
+    with captured_warnings() as lines:
         found = run(RunsOut(), "auto")
     backward, difference = run(tiny.Network(), "backward"), run(tiny.Network(), "difference")
     assert len(lines) == 1 and "out of memory" in lines[0] and "estimator = difference" in lines[0]

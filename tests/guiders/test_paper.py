@@ -6,8 +6,8 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.tests.guiders import tiny
 
 W = 3.0

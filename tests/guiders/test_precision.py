@@ -6,11 +6,11 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.nodes.guidance import REGModel
 from pack.tests.families import FAMILIES
-from pack.tests.families.measure import Guided, told
+from pack.tests.families.measure import Guided, captured_warnings
 from pack.tests.families.sampling import euler
 from pack.tests.guiders import precisions, tiny
 
@@ -65,7 +65,7 @@ def test_precision(name, precision, exact):
     guided, jacobian, elementwise = exact(name)
     model = precisions.build(FAMILIES[name], precision)
     own = Guided.of(FAMILIES[name], model)
-    with told() as lines:
+    with captured_warnings() as lines:
         by_gradient = rectified(own, name, model, "backward")
         by_difference = rectified(own, name, model, "difference")
     assert lines == []

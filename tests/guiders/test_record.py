@@ -11,9 +11,9 @@ from comfy_execution.graph import DynamicPrompt
 from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 
-from pack.guiders import record
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import RectifiedSampler, on_model
+from pack.guiders.report import record
 from pack.tests.guiders import tiny
 
 SAMPLER = {"class_type": "KSampler", "inputs": {}}
@@ -32,7 +32,7 @@ def no_records():
 
 
 def sample(guided, prompt=None, **options):
-    """A run on the node "sampler" of a prompt; with a report unless told otherwise."""
+    """A run on the node "sampler" of a prompt; with a report unless captured_warnings otherwise."""
     reset_progress_state("prompt", DynamicPrompt(prompt or {"sampler": SAMPLER, "report": REPORT}))
     with CurrentNodeContext("prompt", "sampler", 0):
         return tiny.sample(guided, STEPS, **options)

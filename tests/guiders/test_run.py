@@ -1,6 +1,7 @@
 """A run: the ways in, what costs nothing, what is kept between measurements, what happens when something fails."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,17 +10,22 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import RectifiedSampler, on_model
 from pack.nodes.guidance import REGGuider
 from pack.reg.profile import Profile
-from pack.tests.guiders import tiny
+from pack.tests.guiders import by_hand, tiny
 
 X, SIGMA = tiny.latent() * 2, 1.7
 EVERY_KIND = [
-    Options(rectification, estimator)
-    for rectification in ("elementwise", "jacobian", "ratio")
-    for estimator in ("backward", "difference")
+    Options(rectification, estimator, refresh=1)
+    for rectification, estimator in (
+        ("elementwise", "backward"),
+        ("elementwise", "difference"),
+        ("jacobian", "backward"),
+        ("jacobian", "difference"),
+        ("ratio", "difference"),
+    )
 ]
 kinds = pytest.mark.parametrize("options", EVERY_KIND, ids=lambda o: f"{o.rectification}-{o.estimator}")
 
@@ -47,6 +53,7 @@ def test_three_ways_in_give_the_same_latents(model, options):
             4.0,
             rectification=options.rectification,
             estimator=options.estimator,
+            every=options.refresh,
         )
     by_model = tiny.sample(tiny.guider(on_model(model, options)))
     by_guider = tiny.sample(node.args[0])
@@ -91,24 +98,23 @@ def test_strength_blends_and_extrapolates(model, strength):
 
 
 @pytest.mark.parametrize(
-    ("options", "passes"),
-    [
-        (Options("elementwise", "backward"), 2),  # and a reverse pass: three in all
-        (Options("jacobian", "backward"), 2),
-        (Options("elementwise", "difference"), 3),
-        (Options("jacobian", "difference"), 3),
-        (Options("jacobian", "difference", step=0.01), 3),
-        (Options("ratio", "difference"), 4),
+    ("options", "passes", "first"),
+    [  # of a step that measures, and more for the first: the check against ComfyUI's own prediction, and …
+        (Options("elementwise", "backward"), 2, 2),  # a graph of its own (then a reverse pass: three in all)
+        (Options("jacobian", "backward"), 2, 2),
+        (Options("elementwise", "difference"), 3, 1 + 3),  # a probe in the batch, to be compared with one alone
+        (Options("jacobian", "difference"), 3, 1),
+        (Options("jacobian", "difference", step=0.01), 3, 1),
+        (Options("ratio", "difference"), 4, 1),
     ],
 )
-def test_passes(model, options, passes):
-    def run(options, points):
-        return evaluations(model, lambda: tiny.predict(tiny.guider(on_model(model, options)), *[(X, SIGMA)] * points))
-
-    batch, refreshed = len(X), Options(options.rectification, options.estimator, every=4, step=options.step)
-    first = 3 * (options == Options("elementwise", "difference"))  # a probe in the batch is compared with one alone
-    assert run(options, 8) == (8 * passes + first) * batch
-    assert run(refreshed, 8) == (8 * 2 + 2 * (passes - 2) + first) * batch
+@pytest.mark.parametrize(("refresh", "measured"), [(1, 8), (4, 2), (0, 4)])
+def test_passes(options, passes, first, refresh, measured):
+    """Eight guided steps measure at each, at every fourth, or at 0, 1, 2 and 4."""
+    model = tiny.as_model(by_hand.Narrowing())
+    guided = tiny.guider(on_model(model, replace(options, refresh=refresh)))
+    asked = evaluations(model, lambda: tiny.predict(guided, *[(X, SIGMA)] * 8))
+    assert asked == (8 * 2 + measured * (passes - 2) + first) * len(X)
 
 
 def test_what_is_kept_between_measurements(model):
@@ -122,7 +128,7 @@ def test_what_is_kept_between_measurements(model):
     first_cond = tiny.predict(tiny.guider(model, 1.0), (X, SIGMA))[0]
     first_g = tiny.predict(tiny.guider(model), (X, SIGMA))[0] - first_cond
     for rectification in ("elementwise", "jacobian"):
-        kept = Options(rectification, "backward", every=2)
+        kept = Options(rectification, "backward", refresh=2)
         first = tiny.predict(tiny.guider(on_model(model, kept)), (X, SIGMA))[0] - first_cond
         if rectification == "elementwise":
             expected = first / first_g * g
@@ -135,7 +141,7 @@ def test_what_is_kept_between_measurements(model):
 @kinds
 def test_runs_do_not_see_each_other(model, options):
     """A run leaves nothing behind: not for the next one, nor for another branch of the graph."""
-    kept = Options(options.rectification, options.estimator, every=3)
+    kept = Options(options.rectification, options.estimator, refresh=3)
     rectified, branch = on_model(model, kept), on_model(model, Options("elementwise", "difference", strength=0.5))
     first = tiny.sample(tiny.guider(rectified))
     other = tiny.sample(tiny.guider(branch), seed=8)
@@ -366,7 +372,7 @@ def test_a_profile_of_another_model_is_refused_before_sampling(model):
         ({"strength": 5.0}, "strength"),
         ({"start_percent": 0.6, "end_percent": 0.2}, "start_percent .0.6. comes after end_percent .0.2.: swap"),
         ({"end_percent": float("inf")}, "end_percent"),
-        ({"every": 0}, "every"),
+        ({"refresh": -1}, "refresh"),
         ({"rectification": "none"}, "rectification"),
         ({"estimator": "profile"}, "connect"),
         ({"skip_below": 0.1}, "connect"),

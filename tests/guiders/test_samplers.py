@@ -14,8 +14,8 @@ import torch
 from comfy.samplers import SAMPLER_NAMES
 from comfy_extras import nodes_advanced_samplers
 
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import RectifiedSampler, on_model
 from pack.tests.guiders import by_hand, tiny
 
 CFG, STEPS = 3.0, 4

@@ -14,9 +14,9 @@ from safetensors.torch import load as load_safetensors
 
 from pack.devtools import workflow
 from pack.devtools.client import PromptError
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule, percent_of
-from pack.guiders.ways_in import RectifiedSampler, on_model
 from pack.nodes.guidance import REGGuider
 from pack.nodes.schedule import REGSchedule, draw
 from pack.tests.guiders import tiny

@@ -8,9 +8,9 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from torch.overrides import TorchFunctionMode
 
+from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import RectifiedSampler, on_model
-from pack.tests.families.measure import told
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 POINT = (tiny.latent() * 2, 1.7)
@@ -25,7 +25,7 @@ def one_condition(model):
 @pytest.mark.parametrize("guider", [one_condition, lambda model: tiny.guider(model, cfg=1.0)], ids=["basic", "cfg 1"])
 def test_without_guidance_it_says_that_it_did_nothing(guider):
     model = tiny.as_model(tiny.Network())
-    with told() as lines:
+    with captured_warnings() as lines:
         found = tiny.sample(guider(on_model(model, Options())))
     assert torch.equal(found, tiny.sample(guider(model)))
     assert len(lines) == 1 and "did nothing" in lines[0] and "cfg 1" in lines[0]
@@ -34,7 +34,7 @@ def test_without_guidance_it_says_that_it_did_nothing(guider):
 def test_a_run_out_of_range_says_nothing():
     """It may be one stage of several."""
     options = Options(start_percent=0.0, end_percent=0.0)
-    with told() as lines:
+    with captured_warnings() as lines:
         tiny.sample(tiny.guider(on_model(tiny.as_model(tiny.Network()), options)))
     assert lines == []
 
@@ -82,7 +82,7 @@ def test_a_hidden_network_is_named_and_differences_are_taken(rectification):
         wrap = (lambda sampler: Hiding(sampler, base)) if hides else (lambda sampler: sampler)
         return tiny.predict(guided, POINT, POINT, wrap=wrap)[1]
 
-    with told() as lines:
+    with captured_warnings() as lines:
         found = run(hidden(tiny.Network()), "auto")
     expected = run(tiny.as_model(tiny.Network()), "difference")
     assert len(lines) == 1 and "diffusion_model" in lines[0] and "estimator = difference" in lines[0]

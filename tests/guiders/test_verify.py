@@ -6,10 +6,10 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.reg import estimators
-from pack.tests.families.measure import told
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 X, SIGMA = tiny.latent() * 2, 1.7
@@ -30,7 +30,7 @@ class Cut(Strong):
 
 def run(network, rectification, estimator="backward", **options):
     model = tiny.as_model(network)
-    with told() as lines:
+    with captured_warnings() as lines:
         guided = tiny.guider(on_model(model, Options(rectification, estimator, **options)))
         answers = tiny.predict(guided, *[(X, SIGMA)] * 3)
     return answers, lines, network.evaluated

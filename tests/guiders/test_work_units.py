@@ -12,9 +12,9 @@ pytest.importorskip("comfy.multigpu", reason="this ComfyUI has no work units yet
 import comfy.model_management
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
-from pack.tests.families.measure import told
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 DEVICES = [torch.device("cpu"), torch.device("cpu", 0)]
@@ -45,9 +45,9 @@ def split(monkeypatch):
 @pytest.mark.parametrize("rectification", ["elementwise", "jacobian", "ratio"])
 @pytest.mark.parametrize("estimator", ["backward", "difference"])
 def test_work_units(split, rectification, estimator):
-    options = Options(rectification, estimator, every=2)
+    options = Options(rectification, estimator, refresh=2)
     expected = tiny.sample(tiny.guider(on_model(tiny.as_model(tiny.Network()), options)))
-    with told() as lines:
+    with captured_warnings() as lines:
         found = tiny.sample(tiny.guider(on_model(split, options)))
     assert lines == []
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -117,7 +117,7 @@ def test_natural_jacobian_is_the_linear_one_for_gaussians():
 def test_every_second_step_holds_what_the_first_measured(name):
     pair, rule = worlds.classes(0), guides.RECTIFICATIONS[name]
     x = noisy(pair, 1.0)
-    guide = guides.Guide(pair, schedules.constant(3.0), rule, every=2)
+    guide = guides.Guide(pair, schedules.constant(3.0), rule, refresh=2)
     guide(x, 1.0)
     d_cond, d_uncond = pair.cond.denoise(x, 0.9), pair.uncond.denoise(x, 0.9)
     g, first = 3 * (d_cond - d_uncond), 3 * (pair.cond.denoise(x, 1.0) - pair.uncond.denoise(x, 1.0))
@@ -131,7 +131,7 @@ def test_every_second_step_holds_what_the_first_measured(name):
 
 def test_vectorised_reductions_are_the_packs_own():
     g, a, b = torch.randn(3, 9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(guides.narrowing(g, a, b), rectification.narrowing(g, a, b))
+    torch.testing.assert_close(guides.narrowing(g, a, b), rectification.jacobian_ratio(g, a, b))
     torch.testing.assert_close(guides.gain(g, a), rectification.gain(g, a))
 
 

@@ -8,8 +8,8 @@ import folder_paths
 import torch
 
 from pack.demo import models as models_of_the_demo
+from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.guiders.ways_in import on_model
 from pack.nodes import profile as nodes
 from pack.nodes.demo import weights
 from pack.reg import profile as profiles

@@ -15,7 +15,7 @@ from comfy_extras import nodes_custom_sampler, nodes_preview_any
 from execution import CacheType, PromptExecutor
 
 import nodes
-from pack.guiders import record, status
+from pack.guiders.report import record, status
 from pack.nodes import draw
 from pack.nodes.guidance import REGModel, REGSampler
 from pack.nodes.report import REGReport

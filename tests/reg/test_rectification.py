@@ -51,7 +51,7 @@ def test_ratio_is_exact_for_isotropic_gaussians(sigma, w):
     exact = denoise((1 + w) * m / a**2 / precision, precision**-0.5, x)
     cond, uncond = denoise(m, a, x), denoise(0 * m, b, x)
     g = w * (cond - uncond)
-    rho = rectification.narrowing(g, a**2 / (a**2 + sigma**2) * g, b**2 / (b**2 + sigma**2) * g)
+    rho = rectification.jacobian_ratio(g, a**2 / (a**2 + sigma**2) * g, b**2 / (b**2 + sigma**2) * g)
     factor = rectification.ratio_factor(rho, rectification.weight(g, cond, uncond))
     torch.testing.assert_close(cond + factor * g, exact, rtol=1e-6, atol=1e-6)
 
@@ -59,8 +59,8 @@ def test_ratio_is_exact_for_isotropic_gaussians(sigma, w):
 def test_ratio_is_identity_where_the_models_agree_and_without_guidance():
     shape = (3, 4)
     g, j = draw(shape, 0), draw(shape, 1)
-    assert torch.equal(rectification.narrowing(g, g, g), torch.ones(3, 1, dtype=g.dtype))
-    assert torch.equal(rectification.narrowing(0 * g, 0 * g, 0 * g), torch.ones(3, 1, dtype=g.dtype))
+    assert torch.equal(rectification.jacobian_ratio(g, g, g), torch.ones(3, 1, dtype=g.dtype))
+    assert torch.equal(rectification.jacobian_ratio(0 * g, 0 * g, 0 * g), torch.ones(3, 1, dtype=g.dtype))
     assert torch.equal(rectification.weight(0 * g, j, j), torch.zeros(3, 1, dtype=g.dtype))
     rho = torch.rand(100, 1, dtype=g.dtype)
     assert torch.equal(rectification.ratio_factor(torch.ones_like(rho), 7.0), torch.ones_like(rho))
@@ -72,7 +72,7 @@ def test_ratio_never_amplifies_and_is_never_nan(w):
     nan, inf = float("nan"), float("inf")
     odd = torch.tensor([[0.0], [1.0], [-3.0], [nan], [inf], [1e-30]])
     for wide in (odd, 0 * torch.ones_like(odd), -odd):
-        rho = rectification.narrowing(torch.ones_like(odd), odd, wide)
+        rho = rectification.jacobian_ratio(torch.ones_like(odd), odd, wide)
         factor = rectification.ratio_factor(rho, w)
         assert ((rho >= 0) & (rho <= 1)).all()
         assert ((factor >= 0) & (factor <= 1)).all()
@@ -82,11 +82,11 @@ def test_ratio_never_amplifies_and_is_never_nan(w):
 def test_ratio_does_not_mind_flips_scale_and_order(shape):
     g, c, u = draw(shape, 0), draw(shape, 1), draw(shape, 2)
     c, u = c.abs() * g, (c.abs() + u.abs()) * g
-    rho = rectification.narrowing(g, c, u)
+    rho = rectification.jacobian_ratio(g, c, u)
     flip = lambda t: t.flip(-1)  # noqa: E731
-    torch.testing.assert_close(rectification.narrowing(flip(g), flip(c), flip(u)), rho)
-    torch.testing.assert_close(rectification.narrowing(8 * g, 8 * c, 8 * u), rho)
-    assert torch.equal(rectification.narrowing(*(t.flip(0) for t in (g, c, u))), rho.flip(0))
+    torch.testing.assert_close(rectification.jacobian_ratio(flip(g), flip(c), flip(u)), rho)
+    torch.testing.assert_close(rectification.jacobian_ratio(8 * g, 8 * c, 8 * u), rho)
+    assert torch.equal(rectification.jacobian_ratio(*(t.flip(0) for t in (g, c, u))), rho.flip(0))
 
 
 @every_rank
@@ -96,7 +96,7 @@ def test_a_batch_of_two_is_two_singles_bit_for_bit(shape):
         rectification.blend(d, g, r, 0.7),
         rectification.gain(g, r),
         rectification.weight(g, d, r),
-        rectification.narrowing(g, d, r),
+        rectification.jacobian_ratio(g, d, r),
     ]
     for i in range(2):
         one = [t[i : i + 1] for t in (d, g, r)]
@@ -104,7 +104,7 @@ def test_a_batch_of_two_is_two_singles_bit_for_bit(shape):
             rectification.blend(*one, 0.7),
             rectification.gain(one[1], one[2]),
             rectification.weight(one[1], one[0], one[2]),
-            rectification.narrowing(one[1], one[0], one[2]),
+            rectification.jacobian_ratio(one[1], one[0], one[2]),
         ]
         for whole, part in zip(together, alone, strict=True):
             assert torch.equal(whole[i : i + 1], part)

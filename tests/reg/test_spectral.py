@@ -43,7 +43,7 @@ def test_one_band_is_the_plain_ratio(shape):
     g, jc, ju = triple(shape)
     jc, ju = 0.3 * g + 0.1 * jc, 0.8 * g + 0.1 * ju
     index = torch.zeros(shape[-2:], dtype=torch.long)
-    plain = rectification.ratio_factor(rectification.narrowing(g, jc, ju), 3.0) * g
+    plain = rectification.ratio_factor(rectification.jacobian_ratio(g, jc, ju), 3.0) * g
     torch.testing.assert_close(spectral.ratio(g, jc, ju, 3.0, index), plain)
 
 
@@ -55,7 +55,7 @@ def test_band_by_band_it_is_the_plain_ratio_of_the_band(shape):
     whole = spectral.ratio(g, jc, ju, 3.0, index)
     for band in index.unique():
         part = lambda v: torch.fft.ifft2(torch.fft.fft2(v) * (index == band)).real  # noqa: E731, B023
-        rho = rectification.narrowing(part(g), part(jc), part(ju))
+        rho = rectification.jacobian_ratio(part(g), part(jc), part(ju))
         torch.testing.assert_close(part(whole), rectification.ratio_factor(rho, 3.0) * part(g))
 
 

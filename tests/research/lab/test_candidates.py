@@ -71,7 +71,7 @@ def test_variance_law_is_exact_where_the_conditional_is_a_gaussian():
     cond = worlds.line([1], [0.8], [0.5])
     pair = worlds.Pair(cond, worlds.line([1], [-0.2], [1.3]))
     rule = candidates.HOLDS["jacobian-variance"]
-    guide = guides.Guide(pair, schedules.constant(3.0), rule, every=100)
+    guide = guides.Guide(pair, schedules.constant(3.0), rule, refresh=100)
     for sigma in (5.0, 2.0, 0.7, 0.1):
         x = noisy(pair, sigma)
         expected = guides.Guide(pair, schedules.constant(3.0), guides.jacobian)(x, sigma)
