@@ -49,7 +49,7 @@ def test_page_tells_of_everything(node, language):
     names = locales.phrases(language)
     assert text.startswith(f"# {names[schema.display_name]}\n")
     inputs = [entry for socket in schema.inputs for entry in [socket, *getattr(socket, "get_all", list)()]]
-    captured_warnings = rows(text)
+    described = rows(text)
     assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(
         captured_warnings
     )
@@ -75,7 +75,7 @@ def test_defaults_are_the_nodes(node, language):
         if default is not None:
             shown = shown_as(default, language)
             words = {"en": f"Default: {shown}.", "ja": f"既定値：{shown}。"}[language]
-            assert captured_warnings[entry.id][0].endswith(words), entry.id
+            assert described[entry.id][0].endswith(words), entry.id
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -83,7 +83,7 @@ def test_shared_options_are_explained_alike(language):
     shared = ["rectification", "strength", "estimator", "every", "skip_below", "profile", "schedule"]
     pages = [captured_warnings for node in SCHEMAS if "estimator" in (captured_warnings := rows(page(node, language)))]
     assert len(pages) >= 3
-    texts = {name: len({tuple(captured_warnings[name]) for captured_warnings in pages}) for name in shared}
+    texts = {name: len({tuple(described[name]) for captured_warnings in pages}) for name in shared}
     assert texts == {**dict.fromkeys(shared, 1), "rectification": 2}  # AutoGuidance has a default of its own
 
 
