@@ -50,7 +50,7 @@ def rectified_run(
         yield NoRun()
         return
     follower = follow(options.schedule, guider, model_options) if options.schedule is not None else None
-    run = _started(options, guider, noise, model_options, mask) if options.strength > 0 else NoRun()
+    run = _started(options, guider, noise, model_options, mask) if options.strength != 0 else NoRun()
     try:
         yield run
     finally:  # hooks hold both by weak references: here their lives end

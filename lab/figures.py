@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ..reg import schedules
+from ..reg.rectification import RECTIFICATIONS, gain
 from . import chains, guides, measure, optimal, worlds
 
 COLOURS = {  # distinguishable without red-green vision (Okabe and Ito)
@@ -47,8 +48,7 @@ def guided(rule: str, pair: worlds.Pair, w: float) -> chains.Denoise:
     """The denoiser of a constant weight with a rectification; also of no guidance and of plain CFG."""
     if rule == "none":
         return pair.cond.denoise
-    rectification = guides.RECTIFICATIONS["none" if rule == "cfg" else rule]
-    return guides.Guide(pair, schedules.constant(w), rectification)
+    return guides.Guide(pair, schedules.constant(w), guides.all_rules()["none" if rule == "cfg" else rule])
 
 
 def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -> Figure:
@@ -228,13 +228,13 @@ def narrowing(w: float = 3.0, seed: int = 13) -> Figure:
     pair, random = worlds.classes(seed), torch.Generator().manual_seed(seed)
     x0 = pair.cond.sample(600, random)
     sigmas = np.geomspace(0.03, 60, 50)
-    found = {rule: [] for rule in ("elementwise", "jacobian", "ratio")}
+    found = {rule: [] for rule in RECTIFICATIONS}
     for sigma in sigmas:
         x = x0 + sigma * torch.randn(x0.shape, generator=random, dtype=x0.dtype)
         d_cond, d_uncond = pair.cond.denoise(x, float(sigma)), pair.uncond.denoise(x, float(sigma))
         step = guides.Step(pair, x, float(sigma), w, d_cond, d_uncond, w * (d_cond - d_uncond))
         for rule, values in found.items():
-            values.append(guides.gain(step.guidance, guides.RECTIFICATIONS[rule](step)[0])[:, 0])
+            values.append(gain(step.guidance, RECTIFICATIONS[rule].measure(step)[0])[:, 0])
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for rule, values in found.items():

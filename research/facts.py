@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity
 
 from ..demo import models
-from ..reg import estimators, per_sample, rectification, spectral
-from . import decode
+from ..reg import estimators, per_sample, rectification
+from . import decode, spectral
 
 RATIOS = (40.0, 15.0, 6.0, 2.5, 1.0, 0.4, 0.15, 0.05)  # of noise to picture: sigma, where it is not a flow model's
 STEPS = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the difference, over the root mean square of x
