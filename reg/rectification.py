@@ -16,13 +16,15 @@ read that table. The product, the exact worlds and the tests measure with the sa
 """
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from . import per_sample
-from .profile import Profile
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 # How far f may be from 0, and R(g) longer than g. αJ is the posterior's variance over the noise's (Tweedie's formula): at
 # most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks stay within
@@ -85,7 +87,7 @@ class Rectification:
         """R(g) [batch, ...] from an earlier value."""
         return value * step.guidance
 
-    def from_profile(self, profile: Profile, step: Step) -> Tensor:
+    def from_profile(self, profile: "Profile", step: Step) -> Tensor:
         """The value that a profile has at this noise level."""
         return _shaped(profile.at(self.curve, step.sigma), step.x)
 
