@@ -64,7 +64,7 @@ def test_it_is_reproducible_and_counts_its_progress():
 def test_it_takes_few_evaluations():
     model = tiny.as_model(tiny.Network())
     measure(model, steps=6, points=7)
-    assert model.model.diffusion_model.evaluated == 2 * (2 * 6 + 5 * 7)
+    assert model.model.diffusion_model.evaluated == 2 * (2 + 2 * 6 + 5 * 7)
 
 
 def test_save_load_use(tmp_path, monkeypatch):
