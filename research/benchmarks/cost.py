@@ -127,7 +127,9 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     """Every variant once a round, so that a machine that slows down slows all of them."""
     model = architecture.build(dtype)
     sampling = model.get_model_object("model_sampling")
-    middle = float(comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2])
+    middle = float(
+        comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2 + 1]
+    )  # of those that are timed
     profile = flat_profile(describe(model.model, architecture.latent[0]), middle)
     by_name = {"CFG": model} | {name: on_model(model, options) for name, options in variants(profile).items()}
     if architecture.core:

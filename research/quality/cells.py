@@ -110,8 +110,8 @@ class Studio:
         return Sampled(**{name: value if value.ndim else value.item() for name, value in fields.items()})
 
     @torch.inference_mode()
-    def sample(self, cell: Cell) -> Sampled:
-        """Sample a cell as KSampler does."""
+    def latents(self, cell: Cell) -> Tensor:
+        """What KSampler makes of a cell, pixels in about −1 to 1: [batch, 3, h, w]."""
         model = rules.patch(cell.rule, self.model, cell.cfg, self.profile)
         guider = rules.guider(cell.rule, model, weak_model, conditioning([cell.prompt]), conditioning([""]))
         guider.set_cfg(1.0 if cell.rule == "none" else cell.cfg)
@@ -120,9 +120,13 @@ class Studio:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler(sampling), cell.steps)
         sampler = comfy.samplers.sampler_object(cell.sampler)
         noise = comfy.sample.prepare_noise(latent, cell.seed)
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
+
+    def sample(self, cell: Cell) -> Sampled:
+        """The pictures of a cell, and what they cost."""
         start = time.process_time()
         with counted(self.model.model.diffusion_model) as passes:
-            x = guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
+            x = self.latents(cell)
         return Sampled(
             pictures=to_pictures(x),
             clipped=(x.abs() > 1).float().mean((1, 2, 3)).numpy(),

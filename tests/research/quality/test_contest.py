@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
-pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
 import numpy as np
 import pandas as pd
