@@ -20,6 +20,7 @@ from ...guiders.options import Options
 from ...guiders.run import describe
 from ...guiders.ways_in import on_model
 from ...reg.profile import Profile
+from .. import markdown
 from . import models
 
 GPU = torch.cuda.is_available()
@@ -146,17 +147,15 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
 
 def table(costs: dict[str, list[Cost]]) -> str:
     """Markdown: median seconds a step, the median over rounds of the ratio to CFG in the same round, peak memory."""
-    lines = ["| guided step | s | time × CFG | target | peak memory × CFG | target |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, runs in costs.items():
         ratio = statistics.median(run.seconds / cfg.seconds for run, cfg in zip(runs, costs["CFG"], strict=True))
         memory = runs[0].peak / costs["CFG"][0].peak
         time_target, memory_target = TARGETS.get(name, (None, None))
         seconds = statistics.median(run.seconds for run in runs)
-        lines.append(
-            f"| {name} | {seconds:.3f} | {ratio:.2f} | {judged(ratio, time_target)} "
-            f"| {memory:.2f} | {judged(memory, memory_target)} |"
-        )
-    return "\n".join(lines)
+        time, peak = judged(ratio, time_target), judged(memory, memory_target)
+        rows.append([name, f"{seconds:.3f}", f"{ratio:.2f}", time, f"{memory:.2f}", peak])
+    return markdown.table(rows, ["guided step", "s", "time × CFG", "target", "peak memory × CFG", "target"])
 
 
 def judged(value: float, target: float | None) -> str:

@@ -27,8 +27,17 @@ def test_everything_a_cell_says_is_in_its_address(studio, cell):
         for field in fields(base)
         for value in [getattr(base, field.name)]
     ]
-    files = {c.file(studio.cache) for c in [base, *others]}
-    assert len(files) == len(fields(base)) + 1
+    studio.get(base)
+    assert len(others) == len(fields(base))
+    assert studio.has(base) and not any(map(studio.has, others))
+
+
+def test_another_version_of_the_code_or_the_weak_model_is_another_address(studio, cell, monkeypatch):
+    studio.get(cell())
+    monkeypatch.setattr(cells, "VERSION", cells.VERSION + 1)
+    assert not studio.has(cell())
+    plain, auto = cell().made_with(), cell(rule="autoguidance").made_with()
+    assert len(auto) == len(plain) + 1
 
 
 def test_digests_see_the_tensors_and_not_the_header(studio, tmp_path):
