@@ -20,6 +20,7 @@ from ...guiders.attach import on_model
 from ...guiders.checks import describe
 from ...guiders.options import Options
 from ...reg.profile import Profile
+from .. import markdown
 from . import models
 
 GPU = torch.cuda.is_available()
@@ -127,7 +128,9 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     """Every variant once a round, so that a machine that slows down slows all of them."""
     model = architecture.build(dtype)
     sampling = model.get_model_object("model_sampling")
-    middle = float(comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2])
+    middle = float(
+        comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2 + 1]
+    )  # of those that are timed
     profile = flat_profile(describe(model.model, architecture.latent[0]), middle)
     by_name = {"CFG": model} | {name: on_model(model, options) for name, options in variants(profile).items()}
     if architecture.core:
@@ -144,17 +147,15 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
 
 def table(costs: dict[str, list[Cost]]) -> str:
     """Markdown: median seconds a step, the median over rounds of the ratio to CFG in the same round, peak memory."""
-    lines = ["| guided step | s | time × CFG | target | peak memory × CFG | target |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, runs in costs.items():
         ratio = statistics.median(run.seconds / cfg.seconds for run, cfg in zip(runs, costs["CFG"], strict=True))
         memory = runs[0].peak / costs["CFG"][0].peak
         time_target, memory_target = TARGETS.get(name, (None, None))
         seconds = statistics.median(run.seconds for run in runs)
-        lines.append(
-            f"| {name} | {seconds:.3f} | {ratio:.2f} | {judged(ratio, time_target)} "
-            f"| {memory:.2f} | {judged(memory, memory_target)} |"
-        )
-    return "\n".join(lines)
+        time, peak = judged(ratio, time_target), judged(memory, memory_target)
+        rows.append([name, f"{seconds:.3f}", f"{ratio:.2f}", time, f"{memory:.2f}", peak])
+    return markdown.table(rows, ["guided step", "s", "time × CFG", "target", "peak memory × CFG", "target"])
 
 
 def judged(value: float, target: float | None) -> str:
