@@ -22,6 +22,7 @@ from ..guiders.attach import on_model
 from ..guiders.options import Options
 from ..reg import refresh
 from ..reg.rectification import RECTIFICATIONS, Rectification
+from . import markdown
 from .quality.cells import conditioning, scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def table(frame: pd.DataFrame) -> str:
     cells = by.apply(lambda row: f"{row['mean']:.2f} ({row['max']:.2f})", axis=1).unstack("rule")
     carries = frame[frame.rhythm == "doubling"].groupby(["rule", "steps", "carry"]).error.agg(["mean", "max"])
     carried = carries.apply(lambda row: f"{row['mean']:.3f} ({row['max']:.3f})", axis=1).unstack("carry")
-    return f"{cells.reset_index().to_markdown(index=False)}\n\n{carried.reset_index().to_markdown(index=False)}"
+    return f"{markdown.of(cells.reset_index().astype(str))}\n\n{markdown.of(carried.reset_index().astype(str))}"
 
 
 def main() -> None:

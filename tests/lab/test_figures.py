@@ -123,7 +123,7 @@ def sliced(a, b, angles=180):
     return np.sqrt(((a - b) ** 2).mean())
 
 
-def captured_warnings(axes):
+def told(axes):
     return float(re.search(r"distance ([\d.]+)", axes.get_title())[1])
 
 

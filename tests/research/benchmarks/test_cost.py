@@ -12,18 +12,17 @@ from pack.research.benchmarks import cost
 from pack.research.quality.cells import counted
 from pack.tests.guiders import by_hand, tiny
 
-EXPECTED = {  # of two evaluations a step, over 8 steps; by hand
-    "CFG": 1,
-    "elementwise, backward": 3 / 2,
-    "jacobian, backward": 3 / 2,
-    "elementwise, difference, batched": 3 / 2,
-    "jacobian, difference": 3 / 2,
-    "ratio": 4 / 2,
-    "elementwise, backward, every 4": 1 + 1 / 2 / 4,
-    "ratio, every 4": 1 + 2 / 2 / 4,
-    "profile": 1,
-    "profile, half of the unconditional passes skipped": 3 / 4,
+# In evaluations of the model: of the first step, of one that measures, of one that does not; a reverse pass counts as one.
+EXPECTED = {
+    "CFG": (2, 2, 2),
+    "elementwise, backward": (2 + 1 + 2, 3, 2),  # the first: checked against ComfyUI's, with a graph of its own
+    "jacobian, backward": (2 + 1 + 2, 3, 2),
+    "elementwise, difference": (2 + 1 + 1 + 3, 3, 2),  # a probe alone, and one in the batch to compare it with
+    "jacobian, difference": (2 + 1 + 1, 3, 2),
+    "ratio": (2 + 1 + 2, 4, 2),
+    "profile": (2, 2, 2),
 }
+MEASURED = {8: 4, 20: 6, 30: 6, 50: 7}  # steps 0, 1, 2, 4, 8, 16, 32 of a run
 
 
 class Tiny:
@@ -51,19 +50,40 @@ def costs(monkeypatch):
         yield cost.measure(Tiny(network), torch.float32, rounds=2)
 
 
-def test_ratios_are_the_passes(costs):
-    ratios = {name: runs[0].seconds / costs["CFG"][0].seconds for name, runs in costs.items()}
-    assert {name: ratios[name] for name in EXPECTED} == pytest.approx(EXPECTED)
-    assert all(first.seconds == second.seconds for first, second in costs.values())
+def test_costs_are_the_passes(costs):
+    for name, (first, measured, held) in EXPECTED.items():
+        (run, again) = costs[name]
+        assert run.steps == again.steps
+        assert (run.steps[0], run.of(measured=True), run.of(measured=False)) == (first, measured, held), name
+        for length, count in MEASURED.items():
+            assert run.run(length) == first + (count - 1) * measured + (length - count) * held
+    every = costs["elementwise, backward, every step"][0]
+    assert every.run(30) == 2 + 1 + 2 + 29 * 3
+
+
+def test_half_of_the_unconditional_passes_are_skipped(costs):
+    """Of nine steps, those below the middle of the noise levels."""
+    (run, _), (cfg, _) = costs["profile, half of the unconditional passes skipped"], costs["CFG"]
+    assert sum(cfg.steps) - sum(run.steps) in (4, 5)
 
 
 def test_the_table_has_medians_of_ratios_within_a_round():
     """A machine that slows down threefold in one round slows CFG as much."""
-    runs = {"CFG": [(1.0, 100), (3.0, 100), (1.2, 100)], "ratio": [(2.0, 110), (6.3, 110), (2.28, 110)]}
+
+    def steps(cfg, ratio):
+        """Steps 0, 1, 2, 4 and 8 measure and take `ratio` as long."""
+        return [cfg * (ratio if i in (0, 1, 2, 4, 8) else 1) for i in range(9)]
+
+    runs = {
+        "CFG": [(steps(1.0, 1), 100), (steps(3.0, 1), 100), (steps(1.2, 1), 100)],
+        "elementwise, difference": [(steps(1.0, 2.0), 110), (steps(3.0, 2.1), 110), (steps(1.2, 1.9), 110)],
+    }
     lines = cost.table({name: [cost.Cost(*run) for run in of] for name, of in runs.items()}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[2] == ["CFG", "1.200", "1.00", "", "1.00", ""]
-    assert cells[3] == ["ratio", "2.280", "2.00", "2.00", "1.10", "1.05, missed by 0.05"]
+    assert cells[2] == ["CFG", "1.00", "1.00", "1.00", "1.00", "1.00", "1.00", "", "1.00", ""]
+    at = [f"{1 + count / length:.2f}" for length, count in MEASURED.items()]
+    judged = ["1.10, missed by 0.10", "1.10", "1.05, missed by 0.05"]
+    assert cells[3] == ["elementwise, difference", "2.00", "1.00", *at, *judged]
 
 
 @pytest.mark.parametrize(("value", "told"), [(1.5, "1.50"), (1.504, "1.50"), (1.62, "1.50, missed by 0.12")])
