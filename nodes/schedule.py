@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guiders.schedule import GuidanceSchedule
+from ..guiders.schedule import COUNTED_IN, GuidanceSchedule
 from .options import SCHEDULE
 
 GROUND, INK, LINE = "#1e1e22", "#d8d8dc", "#6fb7ff"  # reads on ComfyUI's dark nodes and on its light ones
@@ -60,6 +60,15 @@ class REGSchedule(io.ComfyNode):
                     ],
                     tooltip="How the guidance scale changes over the run.",
                 ),
+                io.Combo.Input(
+                    "counted_in",
+                    options=list(COUNTED_IN),
+                    default=COUNTED_IN[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="What linear and cosine count: percent, the part of the run as ComfyUI's other nodes count it; or "
+                    "sigma, how far the noise level has fallen, as REG's authors do for EDM2.",
+                ),
             ],
             outputs=[
                 SCHEDULE.Output(display_name="schedule", tooltip="Connect to a REG node."),
@@ -69,8 +78,8 @@ class REGSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, shape: dict) -> io.NodeOutput:
-        schedule = GuidanceSchedule(**shape)
+    def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
+        schedule = GuidanceSchedule(**shape, counted_in=counted_in)
         image = draw(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 
@@ -97,7 +106,8 @@ def draw(schedule: GuidanceSchedule) -> Tensor:
     axes.fill_between(100 * percent, 1, cfg, color=LINE, alpha=0.25)
     axes.set_xlim(0, 100)
     axes.set_ylim(min(0.0, float(cfg.min())), 1.1 * max(2.0, float(cfg.max())))
-    axes.set_xlabel("percent of the run", color=INK, fontsize=15)
+    counted = {"percent": "percent of the run", "sigma": "percent that sigma has fallen"}[schedule.counted_in]
+    axes.set_xlabel(counted, color=INK, fontsize=15)
     axes.set_ylabel("cfg", color=INK, fontsize=15)
     axes.set_title(schedule.shape, color=INK, fontsize=16)
     axes.tick_params(colors=INK, labelsize=13)

@@ -188,7 +188,8 @@ def main() -> None:
         f"# What a guided step costs\n\nMade by `{shlex.join(['python3', 'dev.py', 'bench', *sys.argv[1:]])}`. Random weights, "
         f"batch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}; median of {arguments.rounds} rounds of {STEPS} steps, "
         f"all in one run, from which the cost of longer runs is worked out. Measured with doubling gaps, at steps 0, 1, 2, 4, "
-        f"8, 16, …, where nothing else is said. Peak memory is of two steps, the weights among it. {device}, torch {torch.__version__}, "
+        f"8, 16, …, where nothing else is said. "
+        f"Peak memory is of two steps, the weights among it. {device}, torch {torch.__version__}, "
         f"Python {platform.python_version()}."
     ]
     for name in arguments.models:
