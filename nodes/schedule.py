@@ -1,14 +1,10 @@
 """Guidance that changes over a run."""
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ..guiders.schedule import COUNTED_IN, GuidanceSchedule
+from . import draw
 from .options import SCHEDULE
-
-GROUND, INK, LINE = "#1e1e22", "#d8d8dc", "#6fb7ff"  # reads on ComfyUI's dark nodes and on its light ones
 
 
 class REGSchedule(io.ComfyNode):
@@ -80,7 +76,7 @@ class REGSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
         schedule = GuidanceSchedule(**shape, counted_in=counted_in)
-        image = draw(schedule)
+        image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -91,28 +87,3 @@ def _cfg(tooltip: str, name: str = "cfg", default: float = 5.0) -> io.Float.Inpu
 def _percent(name: str, default: float, verb: str) -> io.Float.Input:
     tooltip = f"Where in sampling guidance {verb}, as in ComfyUI's other nodes."
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
-
-
-def draw(schedule: GuidanceSchedule) -> Tensor:
-    """The curve as an IMAGE [1, height, width, 3], legible at the size of a node."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    percent, cfg = schedule.curve()
-    figure = Figure(figsize=(4.8, 2.9), dpi=100, facecolor=GROUND, layout="tight")
-    axes = figure.add_subplot(facecolor=GROUND)
-    axes.plot(100 * percent, cfg, color=LINE, linewidth=3)
-    axes.axhline(1, color=INK, linewidth=1, linestyle=":")
-    axes.fill_between(100 * percent, 1, cfg, color=LINE, alpha=0.25)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(min(0.0, float(cfg.min())), 1.1 * max(2.0, float(cfg.max())))
-    counted = {"percent": "percent of the run", "sigma": "percent that sigma has fallen"}[schedule.counted_in]
-    axes.set_xlabel(counted, color=INK, fontsize=15)
-    axes.set_ylabel("cfg", color=INK, fontsize=15)
-    axes.set_title(schedule.shape, color=INK, fontsize=16)
-    axes.tick_params(colors=INK, labelsize=13)
-    for side in axes.spines.values():
-        side.set_color(INK)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return torch.tensor(np.asarray(canvas.buffer_rgba())).float()[None, ..., :3] / 255

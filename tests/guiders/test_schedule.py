@@ -17,8 +17,9 @@ from pack.devtools.client import PromptError
 from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule, percent_of
+from pack.nodes.draw import schedule as draw
 from pack.nodes.guidance import REGGuider
-from pack.nodes.schedule import REGSchedule, draw
+from pack.nodes.schedule import REGSchedule
 from pack.tests.guiders import tiny
 
 X = tiny.latent() * 2
@@ -232,7 +233,6 @@ def test_refused_on_the_node_in_one_sentence(values, words):
 
 @every
 def test_its_picture(schedule):
-    pytest.importorskip("matplotlib")
     picture = draw(schedule)
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
     assert 0 <= picture.min() < picture.max() <= 1
