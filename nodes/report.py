@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..guiders.report import record
 from ..guiders.report.downstream import REPORT, rectification_precedes
+from . import draw
 
 WITHOUT_REG = (
     "REG: there is nothing to report on: no REG node with a strength above 0 stands before this report. "
@@ -40,15 +41,15 @@ class REGReport(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, latent=None, **inputs) -> list[str]:
-        """Asked before anything upstream is sampled. Raises ValueError if no run upstream could have REG."""
+        """Asked before anything upstream is sampled. Raises ValueError if no run upstream could have REG, and ImportError
+        if the report could not be drawn."""
+        draw.require_matplotlib()
         if not rectification_precedes():
             raise ValueError(WITHOUT_REG)
         return ["latent"]
 
     @classmethod
     def execute(cls, latent, theme) -> io.NodeOutput:
-        from . import draw  # loads matplotlib
-
         found = record.find(latent["samples"])
         text = found.summary() if found else NO_RECORD
         image = draw.record(found, theme) if found else draw.sentence(text, theme)

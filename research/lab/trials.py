@@ -5,13 +5,13 @@ rectification and how often it is measured anew, as in `cfg`, `interval+ratio`, 
 """
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from joblib import Memory
 from torch import Tensor
 
 from ...lab import chains, fields, guides, measure, optimal, worlds
@@ -50,11 +50,6 @@ class Trial:
     seed: int = 0
     steps: int = 40
     samples: int = 1000
-
-    def key(self) -> str:
-        """The address of the result: a digest of the trial and of the code that computes it."""
-        content = json.dumps(asdict(self), sort_keys=True) + code_digest(self.uses_candidate())
-        return hashlib.sha256(content.encode()).hexdigest()
 
     def uses_candidate(self) -> bool:
         """Whether the rectification is one of candidates.py."""
@@ -138,12 +133,9 @@ def run(trial: Trial) -> dict[str, float]:
 
 def cached(trial: Trial, cache: Path) -> dict[str, float]:
     """The result of a trial, computed unless the cache holds it: a run that was stopped goes on where it was."""
-    file = cache / trial.key()[:2] / f"{trial.key()}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    result = run(trial)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result))
-    part.replace(file)
-    return result
+    return Memory(cache, verbose=0).cache(result)(trial, code_digest(trial.uses_candidate()))
+
+
+def result(trial: Trial, code: str) -> dict[str, float]:
+    """What the cache holds; the trial and the digest of the code are its address."""
+    return run(trial)

@@ -37,9 +37,9 @@ class Exponential:
 
     cfg: float
 
-    def cfg_by_sigma(self, to_sigma):
+    def cfg_by_sigma(self, sampling):
         rule = schedules.exponential(self.cfg - 1, DECAY)
-        return lambda sigma: 1 + rule(percent_of(sigma, to_sigma), sigma)
+        return lambda sigma: 1 + rule(percent_of(sigma, sampling.percent_to_sigma), sigma)
 
 
 def rectified(**options) -> Patch:
@@ -73,7 +73,7 @@ class Adaptive:
     def __init__(self, cfg: float):
         self.cfg = cfg
 
-    def cfg_by_sigma(self, to_sigma):
+    def cfg_by_sigma(self, sampling):
         self.aligned = False  # a run begins
         return lambda sigma: 1.0 if self.aligned else self.cfg
 
