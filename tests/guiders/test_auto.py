@@ -145,4 +145,5 @@ def test_a_device_that_crawls_is_left_to_differences(monkeypatch, device, estima
         assert "a step with it took 61 s, and one without 3.0 s" in line and "estimator = difference" in line
     else:
         assert lines == []
-    torch.testing.assert_close(found, sampled(Deep(), estimator="backward"), rtol=0.01, atol=0.01)
+    expected = sampled(Deep(), estimator="backward")
+    torch.testing.assert_close(found[:graphs], expected[:graphs])
