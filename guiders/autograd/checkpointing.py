@@ -67,6 +67,8 @@ def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
     """
 
     def block(*args, **kwargs):
+        if not torch.is_grad_enabled():  # another thread's evaluation
+            return forward(*args, **kwargs)
         options = {key: dict(value) for key, value in kwargs.items() if isinstance(value, dict)}
         leaves, spec = tree_flatten((args, {key: value for key, value in kwargs.items() if key not in options}))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
