@@ -14,6 +14,9 @@ COMMANDS = {
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
     "holding": "holding",
+    "faults": "faults",
+    "soak": "soak",
+    "gpu": "gpu",
 }
 
 if __name__ == "__main__":
