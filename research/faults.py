@@ -8,6 +8,7 @@ was, and the next run must give the same bits. Interrupts must end the run.
 import argparse
 import gc
 import inspect
+import logging
 import shlex
 import sys
 import time
@@ -420,6 +421,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
     outcomes, started = {}, time.monotonic()
     print(HEADER)
     for name in arguments.modes:

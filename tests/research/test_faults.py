@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
-import torch
 
 from pack.guiders import run
 from pack.guiders.autograd import calls
@@ -25,20 +24,17 @@ def quiet():
     [
         "elementwise, auto, doubling gaps",
         "jacobian, backward, checkpointed, random numbers",
-        "jacobian, backward, a kernel without gradient",
         "ratio",
-        "a range and a schedule",
     ],
 )
 def test_nothing_outlives_a_run(mode):
-    found = faults.campaign(mode, share=0.008)
-    assert found.injected >= 12
+    found = faults.campaign(mode, share=0.005)
+    assert found.injected >= 8
     assert found.bad == 0, found.examples
 
 
 def test_a_run_that_is_kept_is_found(monkeypatch):
     kept = []
-    monkeypatch.setattr(run.Run, "_say_cached", lambda self: None)
     on_step = run.Run.on_step
 
     def keeps(self, *args, **kwargs):
@@ -51,19 +47,22 @@ def test_a_run_that_is_kept_is_found(monkeypatch):
 
 
 def test_an_interrupt_that_is_swallowed_is_found(monkeypatch):
-    monkeypatch.setattr("pack.guiders.run.is_interrupt", lambda error: False)
-    monkeypatch.setattr("pack.guiders.estimators.backward.is_interrupt", lambda error: False)
-    found = faults.campaign("jacobian, backward", share=0.02, errors=faults.EXCEPTIONS[2:3])
+    """Errors in an extra pass are: the run goes on without it."""
+    monkeypatch.setattr(faults, "INTERRUPTS", (RuntimeError,))
+    found = faults.campaign("ratio", share=0.02, errors=(RuntimeError,))
     assert found.swallowed > 0
 
 
 def test_an_override_that_stays_is_found(monkeypatch):
-    """As where the network's forward is set and nobody restores it."""
+    """In the tenth pass with a graph, somebody overrides a block and does not restore it."""
+    passes, recording = [], calls._recording
 
     def stays(network, options):
-        network.blocks[0].forward = network.blocks[0].forward
-        return torch.inference_mode(False)
+        passes.append(network)
+        if len(passes) == 10:
+            network.blocks[0].forward = network.blocks[0].forward
+        return recording(network, options)
 
     monkeypatch.setattr(calls, "_recording", stays)
     found = faults.campaign("jacobian, backward", share=0.01, errors=(RuntimeError,))
-    assert found.changed > 0
+    assert found.changed == 1
