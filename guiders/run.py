@@ -373,11 +373,11 @@ class Run:
             raise Unmeasurable(evaluator.why_no_way())
         if first:  # that waited for the device, after three evaluations or more
             self.without_graph = min(self.without_graph, time.monotonic() - self.step_started)
-        if first and not step.guidance.isfinite().all():
-            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
         before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
         informative = self.rule.is_informative(value)
+        if first and not bool(step.guidance.isfinite().all()):
+            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         if self.informed:  # where this one says nothing, the one before still stands
             self.measurement.value = torch.where(informative, value, before.value) if before else value
         elif bool(informative):
