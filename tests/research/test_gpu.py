@@ -6,7 +6,6 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
-from pack.guiders.estimators.backward import Backward
 from pack.research import gpu
 from pack.research.benchmarks import cost, models
 
@@ -53,12 +52,6 @@ def test_a_wrong_gradient_is_seen(wan, monkeypatch):
 
     monkeypatch.setattr(gpu.Point, "gradient", wrong)
     assert [check.good for check in gpu.gradients({"wan2.1": wan}, ["fp32"])] == [False]
-
-
-def test_a_run_that_does_not_go_on_is_seen(wan, monkeypatch):
-    monkeypatch.setattr(Backward, "_learn", lambda self, reason, oom: setattr(self, "works", False))
-    monkeypatch.setattr("pack.guiders.estimators.difference.Difference.chain_rule", lambda self, *args: torch.zeros(1))
-    assert not gpu.out_of_memory(wan.build(torch.float32), wan).good
 
 
 def test_a_page_is_written_of_models_that_do_not_fit(wan, monkeypatch):
