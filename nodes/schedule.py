@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..guiders.schedule import COUNTED_IN, GuidanceSchedule
+from ..guiders.schedule import COUNTED_IN, SHAPES, GuidanceSchedule
 from . import draw
 from .options import SCHEDULE
 
@@ -74,7 +74,9 @@ class REGSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
+    def execute(cls, shape: dict | None = None, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
+        if not isinstance(shape, dict):  # ComfyUI leaves out a shape that it does not know
+            raise ValueError(f"REG: this schedule has no shape: choose one of {', '.join(SHAPES)}.")
         schedule = GuidanceSchedule(**shape, counted_in=counted_in)
         image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
