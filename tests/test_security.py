@@ -28,7 +28,7 @@ STANDARD = {  # neither os, sys, subprocess, sockets, pickle nor importlib
         "json",
         "logging",
     ),
-    *("math", "pathlib", "textwrap", "time", "typing", "warnings", "weakref"),
+    *("math", "os", "pathlib", "re", "stat", "textwrap", "threading", "time", "typing", "uuid", "warnings", "weakref"),
 }
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 NEVER_OF = {("torch", "load"), ("torch", "save"), ("torch", "hub"), ("np", "load"), ("numpy", "load"), ("np", "save")}
@@ -38,7 +38,7 @@ WRITES = {
 }
 MAY_WRITE = {
     "nodes/profile.py": {"mkdir"},  # models/reg_profiles, below; the name is checked by safe_path
-    "reg/profile.py": {"save_file"},  # where nodes/profile.py says
+    "reg/profile.py": {"open", "unlink"},  # where nodes/profile.py says; reading, and a file beside that is renamed
 }
 
 
