@@ -239,7 +239,11 @@ class Run:
         if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
             return None
         position = self._position(whole)
-        out = self.estimator.ahead(self._evaluator(whole, position), state)
+        try:
+            out = self.estimator.ahead(self._evaluator(whole, position), state)
+        except Unmeasurable as error:
+            self._give_up(error)
+            return None
         if out is not None:
             state.ahead_of = whole.conds[position]
             state.evaluated.append(here(out, [d.clone() for d in out]))
