@@ -38,9 +38,16 @@ UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance o
 
 @contextmanager
 def rectified_run(
-    options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict, mask: Tensor | None = None
+    options: Options,
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    model_options: dict,
+    mask: Callable[[Tensor], Tensor | None] = lambda sigma: None,
 ) -> Iterator["Run | NoRun"]:
     """Rectify the guidance of the sampling within. `model_options` must be the run's own copy.
+
+    Args:
+        mask: sigma [batch] -> the denoise mask in force there (`patches.mask_by_sigma`).
 
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
@@ -93,7 +100,7 @@ class NoRun:
 class Run:
     """What is decided once a run, and the hooks that ComfyUI calls in each of its steps."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Tensor | None):
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Callable):
         self.options, self.guider, self.rule = options, guider, options.rule
         model = guider.inner_model
         self.sampling = model.model_sampling
@@ -140,8 +147,10 @@ class Run:
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape, self.measurement = x.shape, None
-        due = self._is_due(sigma)
-        self.state = StepState(x, sigma, due, self._mask_at(x), RNGState(x.device) if due else None)
+        active = self._is_active(sigma)
+        due = active and self._is_due()
+        mask = self._mask_at(x, sigma) if active else None
+        self.state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
         try:
             return self._rectified(executor(x, sigma, *args, **kwargs))
         finally:
@@ -156,8 +165,8 @@ class Run:
         count, unseen = sum(cond is not None for cond in conds), model_options.get(UNSEEN, 0)
         self._count(count, unseen)
         state = self.state
-        unseen_here = state is None or "context_handler" in model_options
-        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active(sigma):
+        unseen_here = state is None or not state.active or "context_handler" in model_options
+        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options):
             self.recorder.passes["forward"] += count
             return calc(model, conds, x, sigma, model_options)
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
@@ -173,7 +182,7 @@ class Run:
     def on_predicted(self, args: dict) -> list[Tensor]:
         """Pre-CFG hook, first of all: predictions that ComfyUI did not make of one batch are seen only here."""
         state, out = self.state, args["conds_out"]
-        if state is None or self.measuring or not self._is_active(args["sigma"]):
+        if state is None or self.measuring or not state.active:
             return out
         if all(evaluated.index(args["conds"][0]) is None for evaluated in state.evaluated):
             options = args["model_options"]
@@ -192,15 +201,15 @@ class Run:
         """Is the step within the range? Reading sigma waits for the device, and is done only if there is a range."""
         return not self.given_up and (not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1])
 
-    def _is_due(self, sigma: Tensor) -> bool:
-        if self.options.uses_profile or not self._is_active(sigma):
+    def _is_due(self) -> bool:
+        if self.options.uses_profile:
             return False
         last = self.measurement.step if self.measurement else None
         return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
 
-    def _mask_at(self, x: Tensor) -> Tensor | None:
-        fits = self.mask is not None and self.mask.ndim == x.ndim and self.mask.shape[1:] == x.shape[1:]
-        return self.mask if fits else None
+    def _mask_at(self, x: Tensor, sigma: Tensor) -> Tensor | None:
+        mask = self.mask(sigma)
+        return mask if mask is not None and mask.shape[1:] == x.shape[1:] else None
 
     def _count(self, count: int, unseen: int) -> None:
         passes = self.recorder.passes
@@ -266,7 +275,7 @@ class Run:
 
     def _rectified(self, denoised: Tensor) -> Tensor:
         """The guided prediction of a step with its guidance rectified, or as it is where that cannot be done."""
-        if not self._is_active(self.state.sigma):
+        if not self.state.active:
             return denoised
         evaluator = self._guidance()
         if evaluator is None:

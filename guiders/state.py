@@ -45,6 +45,7 @@ class StepState:
 
     x: Tensor
     sigma: Tensor
+    active: bool  # is it within the range?
     measures: bool  # is a measurement due?
     mask: Tensor | None = None  # 1 where the latent is free to change
     rng: RNGState | None = None  # before the first evaluation, in a step that measures

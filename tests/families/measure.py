@@ -33,7 +33,7 @@ class Measured:
     difference_jacobian: float  # error of α Jg
     ratio: tuple[float, float]  # the least and the largest factor of the guidance
     finite: bool  # is what a run of three steps gave?
-    captured_warnings: list[str]  # what REG had to tell
+    warnings: list[str]  # what REG had to tell
     changed: list[str]  # what was left behind in the model
 
 
@@ -62,7 +62,7 @@ def measure(family: Family) -> Measured:
         difference=guided.error_of_elementwise_difference(difference),
         difference_jacobian=guided.error_of_jacobian_difference(along),
         ratio=guided.factors(ratio),
-        captured_warnings=lines,
+        warnings=lines,
         finite=all(part.isfinite().all() for part in parts(run)),
         changed=changes(after, *before) + graphs(state(new)),
     )

@@ -43,7 +43,7 @@ def weak():
 
 
 def auto(model, weak, options=PLAIN, cfg=CFG, **given):
-    return REGAutoGuider.execute(model, weak, tiny.POSITIVE, cfg, **given, **vars(options)).args[0]
+    return REGAutoGuider.execute(model, weak, tiny.POSITIVE, cfg, **given, **tiny.node_inputs(options)).args[0]
 
 
 def alone(model, cond=tiny.POSITIVE, x=X):

@@ -51,7 +51,7 @@ def test_page_tells_of_everything(node, language):
     inputs = [entry for socket in schema.inputs for entry in [socket, *getattr(socket, "get_all", list)()]]
     described = rows(text)
     assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(
-        captured_warnings
+        documented
     )
     for entry in schema.inputs:
         for option in getattr(entry, "options", None) or []:
@@ -69,7 +69,7 @@ def shown_as(value, language: str) -> str:
 
 @each_page
 def test_defaults_are_the_nodes(node, language):
-    captured_warnings = rows(page(node, language))
+    documented = rows(page(node, language))
     for entry in SCHEMAS[node].inputs:
         default = getattr(entry, "default", None)
         if default is not None:
@@ -81,9 +81,9 @@ def test_defaults_are_the_nodes(node, language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_shared_options_are_explained_alike(language):
     shared = ["rectification", "strength", "estimator", "every", "skip_below", "profile", "schedule"]
-    pages = [captured_warnings for node in SCHEMAS if "estimator" in (captured_warnings := rows(page(node, language)))]
+    pages = [documented for node in SCHEMAS if "estimator" in (documented := rows(page(node, language)))]
     assert len(pages) >= 3
-    texts = {name: len({tuple(described[name]) for captured_warnings in pages}) for name in shared}
+    texts = {name: len({tuple(described[name]) for documented in pages}) for name in shared}
     assert texts == {**dict.fromkeys(shared, 1), "rectification": 2}  # AutoGuidance has a default of its own
 
 

@@ -1,12 +1,12 @@
-"""ComfyUI's own patches beside REG, and what else people use: what the tests here show, and what `docs/company.md` says.
+"""ComfyUI's own patches beside REG, and what else people use: what the tests here show, and what `docs/compatibility.md` says.
 
-`python3 tests/guiders/company.py` writes the page from this table; a test fails when the page is another.
+`python3 tests/guiders/compatibility.py` writes the page from this table; a test fails when the page is another.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "company.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 ITS_TERM = "the guidance as the patch makes it"
 PLUS_ITS_TERM = "CFG and the patch's own term, together"
@@ -258,7 +258,7 @@ RUNS = [
     ),
 ]
 
-HEAD = """# REG in company
+HEAD = """# REG beside other nodes
 
 REG is applied last. Whatever the order of the nodes, it comes after every other patch of the guidance, once per step:
 
