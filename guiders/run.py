@@ -168,7 +168,7 @@ class Run:
         unseen_here = state is None or not state.active or "context_handler" in model_options
         if self.measuring or unseen_here or patches.stand_in(self.guider, model_options):
             self.recorder.passes["forward"] += count
-            return calc(model, conds, x, sigma, model_options)
+            return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
         if count == 2 == len(conds) and self._skips(sigma):
             return self._without_uncond(here)
@@ -218,8 +218,9 @@ class Run:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
 
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
-        """ComfyUI's own evaluation, and whether a cache answered it."""
-        if not self.state.measures:
+        """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
+        measures = self.state is not None and self.state.measures
+        if self.measuring or (self.learned.blocks["ComfyUI"] and not measures):
             return calc(model, conds, *args), False
         with blocks_run(getattr(model, "diffusion_model", None)) as ran:
             out = calc(model, conds, *args)
