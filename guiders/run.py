@@ -38,9 +38,16 @@ UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance o
 
 @contextmanager
 def rectified_run(
-    options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict, mask: Tensor | None = None
+    options: Options,
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    model_options: dict,
+    mask: Callable[[Tensor], Tensor | None] = lambda sigma: None,
 ) -> Iterator["Run | NoRun"]:
     """Rectify the guidance of the sampling within. `model_options` must be the run's own copy.
+
+    Args:
+        mask: sigma [batch] -> the denoise mask in force there (`patches.mask_by_sigma`).
 
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
@@ -93,7 +100,7 @@ class NoRun:
 class Run:
     """What is decided once a run, and the hooks that ComfyUI calls in each of its steps."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Tensor | None):
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Callable):
         self.options, self.guider, self.rule = options, guider, options.rule
         model = guider.inner_model
         self.sampling = model.model_sampling
@@ -142,7 +149,8 @@ class Run:
             self.shape, self.measurement = x.shape, None
         active = self._is_in_range(sigma)
         due = active and self._is_due()
-        self.state = StepState(x, sigma, active, due, self._mask_at(x), RNGState(x.device) if due else None)
+        mask = self._mask_at(x, sigma) if active else None
+        self.state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
         try:
             return self._rectified(executor(x, sigma, *args, **kwargs))
         finally:
@@ -160,7 +168,7 @@ class Run:
         unseen_here = state is None or "context_handler" in model_options
         if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active():
             self.recorder.passes["forward"] += count
-            return calc(model, conds, x, sigma, model_options)
+            return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
         if count == 2 == len(conds) and self._skips(sigma):
             return self._without_uncond(here)
@@ -203,9 +211,9 @@ class Run:
         last = self.measurement.step if self.measurement else None
         return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
 
-    def _mask_at(self, x: Tensor) -> Tensor | None:
-        fits = self.mask is not None and self.mask.ndim == x.ndim and self.mask.shape[1:] == x.shape[1:]
-        return self.mask if fits else None
+    def _mask_at(self, x: Tensor, sigma: Tensor) -> Tensor | None:
+        mask = self.mask(sigma)
+        return mask if mask is not None and mask.shape[1:] == x.shape[1:] else None
 
     def _count(self, count: int, unseen: int) -> None:
         passes = self.recorder.passes
@@ -214,8 +222,9 @@ class Run:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
 
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
-        """ComfyUI's own evaluation, and whether a cache answered it."""
-        if not self.state.measures:
+        """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
+        measures = self.state is not None and self.state.measures
+        if self.measuring or (self.learned.blocks["ComfyUI"] and not measures):
             return calc(model, conds, *args), False
         with blocks_run(getattr(model, "diffusion_model", None)) as ran:
             out = calc(model, conds, *args)
