@@ -50,6 +50,13 @@ class Profile:
         return torch.lerp(curve[lower], curve[upper], t.view(-1, *[1] * (curve.ndim - 1)))
 
 
+def same(a: Profile, b: Profile) -> bool:
+    """Do two profiles hold the same curves, measured on the same?"""
+    return a.about == b.about and all(
+        torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in ("sigmas", *CURVES)
+    )
+
+
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as safetensors, with what it was measured on in the header."""
     tensors = {name: getattr(profile, name).float().cpu().contiguous().clone() for name in ("sigmas", *CURVES)}
