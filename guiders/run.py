@@ -50,7 +50,7 @@ def rectified_run(
         yield NoRun()
         return
     follower = follow(options.schedule, guider, model_options) if options.schedule is not None else None
-    run = _started(options, guider, noise, model_options, mask) if options.strength > 0 else NoRun()
+    run = _started(options, guider, noise, model_options, mask) if options.strength != 0 else NoRun()
     try:
         yield run
     finally:  # hooks hold both by weak references: here their lives end
@@ -241,7 +241,11 @@ class Run:
         if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
             return None
         position = self._position(whole)
-        out = self.estimator.ahead(self._evaluator(whole, position), state)
+        try:
+            out = self.estimator.ahead(self._evaluator(whole, position), state)
+        except Unmeasurable as error:
+            self._give_up(error)
+            return None
         if out is not None:
             state.ahead_of = whole.conds[position]
             state.evaluated.append(here(out, [d.clone() for d in out]))

@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ..reg import schedules
+from ..reg.rectification import RECTIFICATIONS, gain
 from . import chains, guides, measure, optimal, worlds
 
 COLOURS = {  # distinguishable without red-green vision (Okabe and Ito)
@@ -61,8 +62,7 @@ def guided(rule: str, pair: worlds.Pair, w: float) -> chains.Denoise:
     """The denoiser of a constant weight with a rectification; also of no guidance and of plain CFG."""
     if rule == "none":
         return pair.cond.denoise
-    rectification = guides.RECTIFICATIONS["none" if rule == "cfg" else rule]
-    return guides.Guide(pair, schedules.constant(w), rectification)
+    return guides.Guide(pair, schedules.constant(w), guides.all_rules()["none" if rule == "cfg" else rule])
 
 
 def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -> Figure:
@@ -146,7 +146,7 @@ def arrows(
     cell = (high[0] - low[0]) / 18
     scale = (found["exact"] - d_cond).norm(dim=-1).max().item() / (1.5 * cell)
     rows = -(-(len(rules) + 1) // columns)
-    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    every = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axes, rule in zip(every, (*rules, "exact"), strict=False):
         _contours(axes, pair, sigma, low, high)
         term = (found[rule] - d_cond) / scale
@@ -154,7 +154,7 @@ def arrows(
         axes.quiver(*x.T, *term.T, color=COLOURS[rule], angles="xy", scale_units="xy", scale=1, width=0.006)
         axes.set(aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         axes.set_title(NAMES[rule], fontsize=LARGE)
-    for axes in [axes for axes in every if not axes.get_title()]:
+    for axes in every[len(rules) + 1 :]:
         axes.set_axis_off()
     return figure
 
@@ -197,8 +197,10 @@ def samples(
     pair = worlds.classes(seed)
     target = optimal.GridTarget(pair, w)
     exact = target.sample(4 * count, torch.Generator().manual_seed(seed + 1))
-    figure = _figure(6.4, 7, f"{count} samples at cfg {1 + w:g}, {steps} steps of {sampler}.\nContours: where they should be")
-    every = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    figure = _figure(
+        6.4, 7, f"{count} samples at cfg {1 + w:g}, {steps} steps of {sampler}.\nContours: where they should be"
+    )
+    every = list(figure.subplots(2, 2, sharex=True, sharey=True).flat)
     for axes, name in zip(every, ("none", "cfg", rectification), strict=False):
         random = torch.Generator().manual_seed(seed)
         start = chains.noise((count, 2), random)
@@ -251,13 +253,13 @@ def narrowing(w: float = 3.0, seed: int = 13) -> Figure:
     pair, random = worlds.classes(seed), torch.Generator().manual_seed(seed)
     x0 = pair.cond.sample(600, random)
     sigmas = np.geomspace(0.03, 60, 50)
-    found = {rule: [] for rule in ("elementwise", "jacobian", "ratio")}
+    found = {rule: [] for rule in RECTIFICATIONS}
     for sigma in sigmas:
         x = x0 + sigma * torch.randn(x0.shape, generator=random, dtype=x0.dtype)
         d_cond, d_uncond = pair.cond.denoise(x, float(sigma)), pair.uncond.denoise(x, float(sigma))
         step = guides.Step(pair, x, float(sigma), w, d_cond, d_uncond, w * (d_cond - d_uncond))
         for rule, values in found.items():
-            values.append(guides.gain(step.guidance, guides.RECTIFICATIONS[rule](step)[0])[:, 0])
+            values.append(gain(step.guidance, RECTIFICATIONS[rule].measure(step)[0])[:, 0])
     figure = _figure(6.4, 5, f"What is left of the guidance at cfg {1 + w:g}")
     axes = figure.subplots()
     for rule, values in found.items():

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..guiders.report import record
 from ..guiders.report.downstream import REPORT, rectification_precedes
+from . import draw, picture
 
 WITHOUT_REG = (
     "REG: there is nothing to report, this run was not rectified. Its strength is 0, or its REG node is bypassed, or there "
@@ -24,9 +25,12 @@ class REGReport(io.ComfyNode):
             category="advanced/guidance",
             search_aliases=["guidance plot", "effective cfg", "diagnostics", "inspect", "REG"],
             description="Shows what REG did in a run: the prediction without and with it, the cfg that is left of yours, "
-            "and what that cost. Connect the latent that comes out of the sampler; a run without REG gets a sentence.",
+            "and what that cost. Connect the latent that comes out of the sampler. A run is recorded only while a report is "
+            "connected; connecting one samples anew.",
             inputs=[
-                io.Latent.Input("latent", tooltip="The output of a sampler that used REG; it passes unchanged."),
+                io.Latent.Input(
+                    "latent", lazy=True, tooltip="The output of a sampler that used REG; it passes unchanged."
+                ),
                 io.Combo.Input(
                     "theme", options=["dark", "light"], default="dark", optional=True, tooltip="Colours of the picture."
                 ),
@@ -40,9 +44,13 @@ class REGReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, theme="dark") -> io.NodeOutput:
-        from . import draw, picture  # load matplotlib
+    def check_lazy_status(cls, latent=None, **inputs) -> list[str]:
+        """Asked before anything upstream is sampled. Raises ImportError if the report could not be drawn."""
+        draw.require_matplotlib()
+        return ["latent"]
 
+    @classmethod
+    def execute(cls, latent, theme="dark") -> io.NodeOutput:
         found = record.find(latent["samples"])
         text = found.summary() if found else NO_RECORD if rectification_precedes() else WITHOUT_REG
         image = picture.record(found, theme) if found else draw.sentence(text, theme)

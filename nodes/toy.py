@@ -89,9 +89,16 @@ class REGToy(io.ComfyNode):
         return _shown(cls, draw.image(_figure(experiment, named(rectification).name, cfg - 1, sigma, seed)))
 
 
-def _figure(experiment: str, rectification: str, w: float, sigma: float, seed: int):
-    from ..lab import figures  # matplotlib is imported when a figure is asked for
+def _figures():
+    """The module that draws, which imports matplotlib."""
+    draw.require_matplotlib()
+    from ..lab import figures
 
+    return figures
+
+
+def _figure(experiment: str, rectification: str, w: float, sigma: float, seed: int):
+    figures = _figures()
     if experiment == "samples":
         return figures.samples(w, rectification, seed)
     if experiment == "arrows":
@@ -115,7 +122,9 @@ class REGToyModel(io.ComfyNode):
             "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
             inputs=[
                 _mixture("Which mixture: the same number as in REG Toy."),
-                io.Int.Input("points", optional=True, default=256, min=1, max=4096, tooltip="How many points to sample."),
+                io.Int.Input(
+                    "points", optional=True, default=256, min=1, max=4096, tooltip="How many points to sample."
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The mixtures as a plain model."),
@@ -164,6 +173,4 @@ class REGToyPlot(io.ComfyNode):
         points = samples["samples"]
         if points.ndim != 4 or points.shape[1:] != (2, 1, 1):
             raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")
-        from ..lab import figures
-
-        return _shown(cls, draw.image(figures.points(points[..., 0, 0].double(), cfg - 1, seed)))
+        return _shown(cls, draw.image(_figures().points(points[..., 0, 0].double(), cfg - 1, seed)))

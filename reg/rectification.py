@@ -24,10 +24,13 @@ from torch import Tensor
 from . import per_sample
 from .profile import Profile
 
-# How long a product Jv may be beside v, and how far f may be from 0. J is the posterior's variance over the noise's
-# (Tweedie): at most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks
-# stay within −2 and 3; what is beyond 10 is a fault (an overflow, a kernel gone wrong), not a measurement.
+# How far f may be from 0, and R(g) longer than g. αJ is the posterior's variance over the noise's (Tweedie's formula): at
+# most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks stay within
+# −2 and 3; what is beyond 10 is a fault (an overflow, a kernel gone wrong), not a measurement.
 LARGEST = 10.0
+# How long J g may be beside g where only a ratio of two is used. At the start of a flow model α is 0, and J alone has no
+# such bound: one of the demo networks has 50 there.
+LONGEST = 1000.0
 
 
 class Needs(Enum):
@@ -192,9 +195,9 @@ def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor) -
     """ρ = ⟨g, J_c g⟩ / ⟨g, J_u g⟩ of each sample within [0, 1], [batch, 1, ...].
 
     How much narrower the conditional posterior is than the unconditional one along the guidance; 1 where the
-    unconditional one has no width to compare with, or a product cannot be trusted (see LARGEST).
+    unconditional one has no width to compare with, or a product cannot be trusted (see LONGEST).
     """
-    longest = LARGEST * per_sample.rms(guidance)
+    longest = LONGEST * per_sample.rms(guidance)
     sound = (per_sample.rms(jc_guidance) <= longest) & (per_sample.rms(ju_guidance) <= longest)
     wide = per_sample.dot(guidance, ju_guidance)
     sound = sound & (wide > 0)

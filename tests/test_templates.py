@@ -27,7 +27,7 @@ def graphs(saved: dict) -> list[dict]:
 
 
 def models(path: Path) -> list[dict]:
-    """What a template needs, as the browser is captured_warnings, which offers to download it: name, url and directory."""
+    """What a template needs, as the browser is told, which offers to download it: name, url and directory."""
     return [model for node in read(path)["nodes"] for model in node["properties"].get("models", [])]
 
 

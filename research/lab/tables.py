@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import intervals
+from .. import intervals, markdown
 from . import steps
 from .candidates import CANDIDATES
 from .trials import SCHEDULES, WORLDS, Trial, cached
@@ -173,17 +173,18 @@ def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def rules_by_world(table: pd.DataFrame) -> str:
     """Rules down, worlds, samplers and w across; each cell a mean and how far its interval goes."""
-    columns = list(dict.fromkeys(zip(table.world, table.sampler, table.w, strict=True)))
-    cells = {
-        (r.rule, r.world, r.sampler, r.w): f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}" for r in table.itertuples()
-    }
-    heads = [" ".join(filter(None, [world, sampler, f"w = {w:g}" if w else ""])) for world, sampler, w in columns]
-    lines = ["| rule | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for rule in dict.fromkeys(table.rule):
-        lines.append(f"| {rule} | " + " | ".join(cells.get((rule, *column), "") for column in columns) + " |")
-    return "\n".join(lines)
+    rows = [
+        {
+            "rule": r.rule,
+            "column": " ".join(filter(None, [r.world, r.sampler, f"w = {r.w:g}" if r.w else ""])),
+            "cell": f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}",
+        }
+        for r in table.itertuples()
+    ]
+    wide = pd.DataFrame(rows).pivot_table("cell", "rule", "column", aggfunc="first", sort=False)
+    return markdown.of(wide.reset_index())
 
 
 def write(name: str, title: str, table: pd.DataFrame, text: str, command: str, folder: Path) -> None:
@@ -216,11 +217,11 @@ def sweep_table(name: str, options: argparse.Namespace) -> None:
     table = TABLES[name]
     rows = results(table.trials(options.quick), options.cache, options.jobs)
     if table.baseline:
-        text = markdown(relative(rows, table.baseline))
+        text = rules_by_world(relative(rows, table.baseline))
         text += f"\n\nGeometric mean of distance over that of {table.baseline} on the same chains"
         text += ", and its 95 % bootstrap interval over chains: below 1 is nearer the target."
     else:
-        text = markdown(summary(rows)) + "\n\nMean over worlds ± half its 95 % bootstrap interval over seeds."
+        text = rules_by_world(summary(rows)) + "\n\nMean over worlds ± half its 95 % bootstrap interval over seeds."
     write(name, table.title, summary(rows), text, command(name, options), options.output)
 
 
@@ -238,7 +239,7 @@ def steps_table(options: argparse.Namespace) -> None:
     blocks = []
     for metric, what in {"wins": "Share of points nearer than CFG", "rms": "RMS error of the prediction"}.items():
         table = summary(rows.assign(world="plane", sampler="one step"), metric)
-        blocks.append(f"{what}:\n\n{markdown(table)}")
+        blocks.append(f"{what}:\n\n{rules_by_world(table)}")
     note = "\n\nMean over noise levels, ± half the 95 % bootstrap interval over mixtures."
     text = "\n\n".join(blocks) + note
     write(

@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
-pytest.importorskip("matplotlib")
 
 import asyncio
 import dataclasses
