@@ -26,7 +26,7 @@ from .evaluator import Evaluator, Unmeasurable, is_partial
 from .hooks import Hook, leaves_denoised, leaves_predictions, passes_on
 from .options import Options
 from .patches import OURS, blocks_run
-from .report.live import LiveLine, log, warn_user
+from .report.live import LiveLine, begin, log, warn_user
 from .report.record import Recorder, recorder
 from .rng import RNGState
 from .schedule import follow
@@ -66,6 +66,7 @@ def rectified_run(
 
 def _started(options, guider, noise, model_options, mask) -> "Run":
     """A run with its hooks in place."""
+    begin()
     check_model(guider.inner_model)
     check_latent(guider.inner_model, noise)
     if options.profile is not None:
@@ -109,7 +110,7 @@ class Run:
         self.ranged = options.start_percent > 0 or options.end_percent < 1
         self.mask = mask
         self.recorder: Recorder = recorder(options, guider)
-        self.live = LiveLine(self.rule.symbol)
+        self.live = LiveLine(self.rule.label)
         self.learned = Learned()
         self.tolerance = tolerance(model, noise)
         kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
@@ -142,6 +143,7 @@ class Run:
 
     def finish(self, samples: Tensor) -> None:
         self.recorder.finish(samples)
+        self.live.finish(self.recorder.cfg)
 
     def on_step(self, executor, x, sigma, *args, **kwargs):
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
@@ -403,8 +405,8 @@ class Run:
     def _report(self, step: GuidedStep, rectified: Tensor) -> None:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
+        self.live.step(self.recorder.cfg)
         self.recorder.step(step, rectified, self.measurement.value)
-        self.live.step(self.measurement.value, self.recorder.method, self.recorder.fallback)
 
 
 def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:

@@ -70,6 +70,13 @@ def _within(curve: Tensor, low: float, high: float) -> bool:
     return bool(((curve >= low) & (curve <= high)).all())  # NaN is not
 
 
+def same(a: Profile, b: Profile) -> bool:
+    """Do two profiles hold the same curves, measured on the same?"""
+    return a.about == b.about and all(
+        torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in ("sigmas", *CURVES)
+    )
+
+
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as safetensors, with what it was measured on in the header.
 
