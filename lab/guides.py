@@ -151,6 +151,7 @@ def measure_profile(pair: Pair, sigmas: Tensor, generator: torch.Generator, samp
         g = d_cond - d_uncond
         step = Step(pair, x, sigma, 1.0, d_cond, d_uncond, g)
         effect = per_sample.rms(g) / per_sample.rms(d_cond).clamp(min=1e-6)
-        rows.append([step.jt_ones().mean(), rectification.gain(g, step.jc(g)).mean(), step.rho().mean(), effect.mean()])
-    factor, gain, rho, effect = torch.tensor(rows, dtype=sigmas.dtype).unbind(1)
-    return Profile(sigmas, factor[:, None], gain, rho, effect)
+        gain, rho = rectification.gain(g, step.jc(g)), step.rho()
+        rows.append([step.jt_ones().mean(), gain.mean(), rho.mean(), effect.mean(), rho.std(correction=0)])
+    factor, gain, rho, effect, spread = torch.tensor(rows, dtype=sigmas.dtype).unbind(1)
+    return Profile(sigmas, factor[:, None], gain, rho, effect, spread=spread)

@@ -138,6 +138,16 @@ class Ratio(Rectification):
     def reuse(self, value, step):
         return ratio_factor(value, weight_of(step)) * step.guidance
 
+    def from_profile(self, profile, step):
+        """The ρ whose f is the mean of f over samples at this step's w. f is convex in ρ, so a mean ρ would guide too little;
+        samples at one standard deviation on either side have their mean and their spread."""
+        rho, spread = (_shaped(profile.at(curve, step.sigma), step.x) for curve in (self.curve, "spread"))
+        w = weight_of(step)
+        mean_f = (ratio_factor((rho - spread).clamp(min=0), w) + ratio_factor((rho + spread).clamp(max=1), w)) / 2
+        denominator = 1 + w * mean_f  # of the inverse, ρ = f (1 + w) / (1 + w f)
+        inverse = mean_f * (1 + w) / torch.where(denominator > 0, denominator, 1.0)
+        return torch.where((spread > 0) & (denominator > 0) & (w > -1), inverse, rho)
+
 
 RECTIFICATIONS: dict[str, Rectification] = {rule.name: rule for rule in (Elementwise(), Jacobian(), Ratio())}
 
