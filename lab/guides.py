@@ -120,6 +120,7 @@ class Guide:
     refresh: int = 1  # measure anew every n-th guided evaluation; 0: with doubling gaps
     _evaluations: int = field(default=0, init=False)
     _measured: int | None = field(default=None, init=False)
+    _level: float = field(default=0.0, init=False)
     _value: Tensor | Callable | None = field(default=None, init=False)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
@@ -135,8 +136,10 @@ class Guide:
     def _rectified(self, step: Step) -> Tensor:
         now, self._evaluations = self._evaluations, self._evaluations + 1
         if not refresh.is_due(now, self._measured, self.refresh):
-            return self.rectification.reuse(self._value, step)
-        self._measured = now
+            fall = torch.tensor(math.log(self._level / step.level), dtype=step.x.dtype)
+            value = self._value if callable(self._value) else self.rectification.carried(self._value, fall)
+            return self.rectification.reuse(value, step)
+        self._measured, self._level = now, step.level
         rectified, self._value = self.rectification.measure(step)
         return rectified
 
