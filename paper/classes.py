@@ -10,7 +10,7 @@ MOST_NAMED = 5
 
 @cache
 def names() -> tuple[str, ...]:
-    """The name of each class, as torchvision has them; two names (crane, maillot) stand for two classes each."""
+    """The name of each class, as torchvision has them."""
     from torchvision.models import ResNet18_Weights
 
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])

@@ -11,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from einops import rearrange
 from torch import Tensor, nn
 
-LEARNED_VARIANCE = "reg learned variance"  # in transformer options: a list, which a sampler reads after each step
+LEARNED_VARIANCE = "reg learned variance"  # in transformer options: a function of a sampler's that is told of it
 FREQUENCIES = 256  # of the timestep
 
 
@@ -38,7 +38,7 @@ def sizes(state: dict[str, Tensor]) -> dict[str, int]:
 class DiT(nn.Module):
     """ε of the noisy latent, and how much variance the sampler's next step should have.
 
-    The variance goes, as (latent, variance, cond_or_uncond), to the list that a sampler has put into the transformer
+    The variance goes, as (latent, variance, cond_or_uncond), to the function that a sampler has put into the transformer
     options under LEARNED_VARIANCE, and nowhere else: ComfyUI's models predict only what has the latent's shape.
     """
 
@@ -96,8 +96,8 @@ class DiT(nn.Module):
         )
         out, variance = x[:, : self.channels], x[:, self.channels :]
         if LEARNED_VARIANCE in transformer_options and variance.shape == out.shape:
-            told = latent.detach(), variance.detach(), transformer_options["cond_or_uncond"]
-            transformer_options[LEARNED_VARIANCE].append(told)
+            tell = transformer_options[LEARNED_VARIANCE]
+            tell((latent.detach(), variance.detach(), transformer_options["cond_or_uncond"]))
         return out
 
 

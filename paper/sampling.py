@@ -54,10 +54,10 @@ def sample_ddpm(model, x, sigmas, extra_args=None, callback=None, disable=None, 
 
 
 def _listening(extra_args: dict) -> tuple[list, dict]:
-    """A list to which the network tells the variances of this run, and the arguments that let it."""
+    """A list of what the network tells of variances in this run, and the arguments that let it tell."""
     told: list = []
     options = extra_args.get("model_options", {})
-    transformer_options = {**options.get("transformer_options", {}), LEARNED_VARIANCE: told}
+    transformer_options = {**options.get("transformer_options", {}), LEARNED_VARIANCE: told.append}
     return told, {**extra_args, "model_options": {**options, "transformer_options": transformer_options}}
 
 

@@ -60,7 +60,7 @@ def test_it_is_the_dit_of_diffusers(tmp_path, hidden, heads):
     network = models.load_dit(tiny.save(state, tmp_path / "dit.pt")).model.diffusion_model
     x, t, y = tiny.latent(3), torch.tensor([0.0, 17.0, 999.0]), torch.tensor([1, 8, 0])
     told = []
-    options = {dit.LEARNED_VARIANCE: told, "cond_or_uncond": [0]}
+    options = {dit.LEARNED_VARIANCE: told.append, "cond_or_uncond": [0]}
     noise = network(x, t, y=y, transformer_options=options)
     theirs = of_diffusers(state, heads, 2, 8)(x, t.long(), class_labels=torch.tensor([0, 7, tiny.CLASSES])).sample
     assert (torch.cat([noise, told[0][1]], 1) - theirs).abs().max() <= 1e-6 * theirs.abs().max()

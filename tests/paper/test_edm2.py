@@ -15,7 +15,9 @@ from pack.tests.paper import paper_edm2, tiny
 
 def model(tmp_path, state, dtype="float32"):
     latents = state["unet.out_conv.weight"].shape[0] == 4
-    return models.load_edm2(tiny.save(state | (tiny.encoder() if latents else {}), tmp_path / "edm2.safetensors"), dtype)
+    return models.load_edm2(
+        tiny.save(state | (tiny.encoder() if latents else {}), tmp_path / "edm2.safetensors"), dtype
+    )
 
 
 def guider(patcher, ids, cfg=1.0):
@@ -57,7 +59,14 @@ def test_no_class_is_a_vector_of_zeros(tmp_path):
 
 def test_the_sizes_of_the_published_family():
     """Parameters in millions, as the EDM2 paper's table 2 has them, with the 1000 classes of ImageNet."""
-    family = {"XS": (128, 125), "S": (192, 280), "M": (256, 498), "L": (320, 777), "XL": (384, 1119), "XXL": (448, 1523)}
+    family = {
+        "XS": (128, 125),
+        "S": (192, 280),
+        "M": (256, 498),
+        "L": (320, 777),
+        "XL": (384, 1119),
+        "XXL": (448, 1523),
+    }
     for width, millions in family.values():
         config = {
             **{"resolution": 64, "in_channels": 4, "channels": tuple(width * i for i in (1, 2, 3, 4)), "blocks": 3},
