@@ -16,6 +16,7 @@ COMMANDS = {  # name: module, what it does
     "lab": ("lab", "measure guidance rules in worlds whose exact answer is known"),
     "train": ("demo.train", "train a demo model"),
     "quality": ("demo.quality", "measure guidance rules on the demo models"),
+    "imagenet": ("research.imagenet", "sample and judge DiT and EDM2 on ImageNet, as the paper does"),
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
     "bench": ("benchmarks", "measure what a guided step costs"),

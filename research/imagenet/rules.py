@@ -100,30 +100,31 @@ def system_of(model: ModelPatcher) -> str:
 
 
 def guider(
-    rule: Rule, scale: float, model: ModelPatcher, positive: list, negative: list, weak: ModelPatcher | None = None
+    rule: Rule, scale: float, model: ModelPatcher, positive: list, negative: list, away: ModelPatcher | None = None
 ) -> comfy.samplers.CFGGuider:
     """A guider that samples by the rule at the authors' scale.
 
     Args:
-        weak: the weaker model of AutoGuidance.
+        away: the network that guidance moves away from, where it is not the model itself without a class: the weaker one of
+            AutoGuidance, or EDM2's unconditional one, since EDM2's own does not know an empty class.
 
     Raises:
-        ValueError: the rule needs a weaker model, and there is none.
+        ValueError: AutoGuidance needs such a network, and there is none.
     """
     system = system_of(model)
     schedule = Schedule(rule, system, scale, moment(model, system))
     options = {"rectification": "elementwise", "estimator": "backward", "every": 1, "strength": float(rule.rectified)}
     model = on_model(model, Options(**options, schedule=schedule))
-    if rule.guides_by_a_weaker_model:
-        if weak is None:
-            raise ValueError(
-                f'REG: the rule "{rule}" needs the weaker model that it guides away from: name it with --weak.'
-            )
-        made = AutoGuider(model, weak)
-        made.set_conds(positive)
-    else:
+    if rule.guides_by_a_weaker_model and away is None:
+        raise ValueError(
+            f'REG: the rule "{rule}" needs the weaker model that it guides away from: name it with --weak.'
+        )
+    if away is None:
         made = comfy.samplers.CFGGuider(model)
         made.set_conds(positive, negative)
+    else:
+        made = AutoGuider(model, away)
+        made.set_conds(positive)
     return made
 
 

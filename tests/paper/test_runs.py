@@ -78,7 +78,8 @@ def test_edm2(tmp_path, rule):
     state, weak = tiny.edm2_state(), tiny.edm2_state(seed=1, blocks=2)
     load = [tiny.save(s | tiny.encoder(), tmp_path / f"{i}.safetensors") for i, s in enumerate((state, weak))]
     model, weak_model = (models.load_edm2(path, "float32") for path in load)
-    guider = rules.guider(rule, 2.0, model, classes.conditioning(IDS), classes.conditioning([]), weak_model)
+    away = weak_model if rule.guides_by_a_weaker_model else None
+    guider = rules.guider(rule, 2.0, model, classes.conditioning(IDS), classes.conditioning([]), away)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", STEPS)
     here = model.model.latent_format.process_in(run(guider, comfy.samplers.sampler_object("heun"), sigmas))
     label = torch.nn.functional.one_hot(torch.tensor(IDS), tiny.CLASSES)
