@@ -4,10 +4,12 @@ The models' files must lie at the same paths on every machine, as on a shared di
 """
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 
 RETRIES = 5  # of a batch whose worker died
+SECONDS_TO_CONNECT = 10
 
 
 class Trouble(ValueError):
@@ -29,6 +31,7 @@ def run(todo: Iterable[dict], address: str) -> Iterator[tuple[dict, dict]]:
         raise Trouble("REG: --ray needs Ray: `pip install ray`.") from error
     here = {name: os.environ[name] for name in ("PYTHONPATH", "COMFYUI_PATH", "OMP_NUM_THREADS") if name in os.environ}
     try:
+        _knock(address)
         ray.init(address=address, runtime_env={"env_vars": here}, log_to_driver=False)
     except Exception as error:
         raise Trouble(
@@ -40,13 +43,21 @@ def run(todo: Iterable[dict], address: str) -> Iterator[tuple[dict, dict]]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Is there anything at host:port? Ray itself would try for minutes. Raises OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+
+
 def _spread(ray, todo: Iterator[dict]) -> Iterator[tuple[dict, dict]]:
-    """As many batches at a time as there are GPUs, or processors where there is no GPU, and as many again in waiting."""
-    has = ray.cluster_resources()
-    needs = {"num_gpus": 1} if has.get("GPU") else {"num_cpus": 1}
+    """A batch on each GPU, or on each machine where there is no GPU, and as many again in waiting."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    processors = [int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]]
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": min(processors)}
     known_to_workers = import_module("research.imagenet.remote").sample  # not by the pack's name
     task = ray.remote(max_retries=RETRIES, **needs)(known_to_workers)
-    slots = 2 * max(1, int(has.get("GPU") or has.get("CPU", 1)))
+    slots = 2 * (gpus or len(processors))
     running = {}
     while True:
         while len(running) < slots and (batch := next(todo, None)) is not None:

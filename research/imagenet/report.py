@@ -40,7 +40,7 @@ def text(name: str, about: str, rows: list[Row]) -> str:
     lines += [
         "Scales are those of the authors' programs: w where a rule begins with reg_, else as they read them. Bold: the"
     ]
-    lines += ["best of a rule. FID falls with the number of pictures: compare rows of the same number only.", ""]
+    lines += ["best of a rule. Fewer pictures make a higher FID: compare rows of the same number only.", ""]
     if name in published.FIDS:
         guided, fid, source = published.FIDS[name]
         lines += [f"Published for this checkpoint: FID {fid} (guidance: {guided}), by {source}."]
