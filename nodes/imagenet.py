@@ -57,7 +57,7 @@ class REGDiTLoader(io.ComfyNode):
             "Class, REG DDPM and a VAE of Stable Diffusion 1. (arXiv 2212.09748)",
             inputs=[
                 io.Combo.Input(
-                    "checkpoint",
+                    "ckpt_name",
                     options=checkpoints(DIT_FILES),
                     tooltip="A DiT of any size, from models/diffusion_models or models/checkpoints.",
                 ),
@@ -77,10 +77,10 @@ class REGDiTLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, guided_channels: int = 3, dtype: str = "auto") -> io.NodeOutput:
+    def execute(cls, ckpt_name: str, guided_channels: int = 3, dtype: str = "auto") -> io.NodeOutput:
         from ..paper import models
 
-        return io.NodeOutput(models.load_dit(path_of(checkpoint), guided_channels, dtype))
+        return io.NodeOutput(models.load_dit(path_of(ckpt_name), guided_channels, dtype))
 
 
 class REGEDM2Loader(io.ComfyNode):
@@ -95,7 +95,7 @@ class REGEDM2Loader(io.ComfyNode):
             "Class, the sampler heun and the scheduler karras. (arXiv 2312.02696)",
             inputs=[
                 io.Combo.Input(
-                    "checkpoint",
+                    "ckpt_name",
                     options=checkpoints(EDM2_FILES),
                     tooltip="An EDM2 of any size, from models/diffusion_models or models/checkpoints, converted once from its "
                     "authors' pickle by python3 dev.py imagenet convert.",
@@ -117,10 +117,10 @@ class REGEDM2Loader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str, vae=None, dtype: str = "auto") -> io.NodeOutput:
+    def execute(cls, ckpt_name: str, vae=None, dtype: str = "auto") -> io.NodeOutput:
         from ..paper import models
 
-        model = models.load_edm2(path_of(checkpoint), dtype)
+        model = models.load_edm2(path_of(ckpt_name), dtype)
         if isinstance(model.model.latent_format, models.Pixels):
             return io.NodeOutput(model, models.pixel_vae())
         return io.NodeOutput(model, NoVAE() if vae is None else models.for_pixels_from_0(vae))
@@ -146,7 +146,6 @@ class REGImageNetClass(io.ComfyNode):
                 ),
                 io.String.Input(
                     "more",
-                    default="",
                     optional=True,
                     tooltip="Further classes, by name or number, separated by commas: the pictures of a batch take them in "
                     "turn. A part of a name will do where no other name has it.",
@@ -159,7 +158,7 @@ class REGImageNetClass(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, more: str = ""):
+    def validate_inputs(cls, more: str | None = None):
         from ..paper import classes
 
         try:
@@ -169,10 +168,10 @@ class REGImageNetClass(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, name: str, more: str = "") -> io.NodeOutput:
+    def execute(cls, name: str, more: str | None = None) -> io.NodeOutput:
         from ..paper import classes
 
-        chosen = [classes.find(name), *classes.parse(more)]
+        chosen = [classes.find(name), *classes.parse(more or "")]
         return io.NodeOutput(classes.conditioning(chosen), classes.conditioning([]))
 
 

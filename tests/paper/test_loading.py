@@ -95,7 +95,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def options(node) -> list[str]:
-    return next(entry for entry in node.define_schema().inputs if entry.id == "checkpoint").options
+    return next(entry for entry in node.define_schema().inputs if entry.id == "ckpt_name").options
 
 
 def test_the_nodes_load_from_both_folders(folder):
