@@ -95,25 +95,27 @@ def tensors(shell: Shell, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The network's weights and, of models on latents, the encoder's scale and bias.
+def unpickled(path: Path) -> dict:
+    """What a file holds, as shells.
 
     Raises:
-        Refused: the file is no whole EDM2 checkpoint, or asks for something else than weights.
+        Refused: the file is not whole, or asks for something that is not on the list.
     """
     try:
         with path.open("rb") as file:
-            content = Reader(file).load()
-        found = tensors(content["ema"])
-        encoder = content["encoder"].state
+            return dict(Reader(file).load())
     except Refused as error:
         raise Refused(f"REG: {path.name} {error}.") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-        raise Refused(
-            f"REG: {path.name} is no whole checkpoint of EDM2 ({reason}): download it again from where its authors "
-            "published it."
-        ) from error
+        raise _not_whole(path, error) from error
+
+
+def weights(content: dict, path: Path) -> dict[str, Tensor]:
+    """The network's weights and, of models on latents, the encoder's scale and bias. Raises Refused."""
+    try:
+        found, encoder = tensors(content["ema"]), content["encoder"].state
+    except Exception as error:
+        raise _not_whole(path, error) from error
     if "unet.out_conv.weight" not in found:
         raise Refused(f"REG: {path.name} holds a network of {content['ema'].name}, not EDM2's: choose another file.")
     if "scale" in encoder:
@@ -124,9 +126,27 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def convert(path: Path) -> Path:
-    """Write what `read` finds beside the file, as safetensors; gives the path. Raises Refused, OSError."""
-    written = path.with_suffix(".safetensors")
-    part = written.with_suffix(".part")
-    save_file(read(path), part, metadata={"source": path.name})
+    """Write what a file holds beside it: a network as safetensors, statistics of a data set as npz; gives the path.
+
+    Raises:
+        Refused: the file is neither, or not safe to read.
+        OSError: it is not there, or nothing can be written beside it.
+    """
+    content = unpickled(path)
+    part = path.with_suffix(".part")
+    if "fid" in content:  # the authors' dataset-refs
+        written = path.with_suffix(".npz")
+        with part.open("wb") as stream:
+            np.savez(stream, **{name: np.asarray(content["fid"][name], np.float64) for name in ("mu", "sigma")})
+    else:
+        written = path.with_suffix(".safetensors")
+        save_file(weights(content, path), part, metadata={"source": path.name})
     part.replace(written)
     return written
+
+
+def _not_whole(path: Path, error: Exception) -> Refused:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+    return Refused(
+        f"REG: {path.name} is no whole checkpoint of EDM2 ({reason}): download it again from where its authors published it."
+    )

@@ -4,8 +4,12 @@ The REG paper shows its ImageNet results as curves of FID over Inception Score, 
 """
 
 PRESETS = "EDM2's authors, in the presets of generate_images.py (github.com/NVlabs/edm2)"
+README = (
+    "DiT's authors, in their README (github.com/facebookresearch/DiT): Inception Score 278.24 at 256, 240.82 at 512"
+)
 FIDS = {  # checkpoint: (how it was guided, FID of 50,000 pictures, source)
-    "DiT-XL-2-256x256": ("CFG", 2.27, "the abstract of arXiv 2212.09748"),
+    "DiT-XL-2-256x256": ("CFG", 2.27, README),
+    "DiT-XL-2-512x512": ("CFG", 3.04, README),
     "edm2-img512-xs-2147483-0.045": ("CFG, cfg 1.4", 2.91, PRESETS),
     "edm2-img512-s-2147483-0.025": ("CFG, cfg 1.4", 2.23, PRESETS),
     "edm2-img512-m-2147483-0.030": ("CFG, cfg 1.2", 2.01, PRESETS),

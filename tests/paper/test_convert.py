@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pack.paper import models
 from pack.research.imagenet.convert import Refused, convert
+from pack.research.imagenet.metrics import read_reference
 from pack.tests.paper import authors_pickle, tiny
 
 
@@ -37,6 +38,13 @@ def test_every_weight_arrives_and_the_model_loads(tmp_path):
 def test_a_model_on_pixels_has_no_encoder(tmp_path):
     path = authors_pickle.write(tmp_path / "edm2.pkl", half(tiny.edm2_state(in_channels=3)))
     assert isinstance(models.load_edm2(convert(path)).model.latent_format, models.Pixels)
+
+
+def test_the_authors_statistics_of_a_data_set(tmp_path):
+    content = {"fid": {"mu": np.arange(3.0), "sigma": np.eye(3)}, "fd_dinov2": {"mu": np.zeros(2), "sigma": np.eye(2)}}
+    (tmp_path / "img512.pkl").write_bytes(pickle.dumps(content))
+    reference = read_reference(convert(tmp_path / "img512.pkl"))
+    assert np.array_equal(reference.mu, content["fid"]["mu"]) and np.array_equal(reference.sigma, np.eye(3))
 
 
 def test_source_that_comes_along_is_not_run(tmp_path):
