@@ -7,6 +7,7 @@ loaded: what remains are plain convolutions. Classes are whole numbers, class + 
 
 import math
 
+import comfy.ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
@@ -181,7 +182,9 @@ class EDM2(nn.Module):
 
     def embed(self, t: Tensor, y: Tensor) -> Tensor:
         """Noise level (Fourier features of unit magnitude, eq. 75) and class -> [batch, emb] float32."""
-        angles = torch.outer(t.float(), self.emb_fourier.freqs.float()) + self.emb_fourier.phases.float()
+        t = t.float()
+        freqs, phases = (comfy.ops.cast_to_input(table, t) for table in self.emb_fourier.buffers())
+        angles = torch.outer(t, freqs) + phases
         emb = self.emb_noise(angles.cos() * math.sqrt(2))
         if self.emb_label is not None:
             emb = mp_sum(emb, self.emb_label(y.flatten(), out_dtype=torch.float32), LABEL)

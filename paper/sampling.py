@@ -1,5 +1,7 @@
 """DiT's sampler: DDPM's steps, with the variance that the network has learned for them."""
 
+from collections.abc import Callable
+
 import comfy.model_sampling
 import comfy.samplers
 import torch
@@ -83,6 +85,6 @@ def _variance_at(x: Tensor, sigma: Tensor, model, told: list, masked: bool) -> T
     )
 
 
-def ddpm() -> comfy.samplers.KSAMPLER:
-    """The SAMPLER."""
-    return comfy.samplers.KSAMPLER(sample_ddpm)
+def ddpm(noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None) -> comfy.samplers.KSAMPLER:
+    """The SAMPLER. `noise_sampler`: (sigma, next sigma) -> noise like the latent; without one, it follows from the seed."""
+    return comfy.samplers.KSAMPLER(sample_ddpm, {"noise_sampler": noise_sampler})

@@ -94,15 +94,15 @@ def sample(batch: Batch) -> Result:
 def pictures_of(batch: Batch) -> np.ndarray:
     """[count, h, w, 3] uint8."""
     rule = rules.Rule.parse(batch.rule)
-    model, vae = (
-        load(batch.models.model, batch.models.dtype),
-        load_vae(batch.models.model, batch.models.vae, batch.models.dtype),
-    )
-    away = batch.models.away(rule) and load(batch.models.away(rule), batch.models.dtype)
-    noise, ids = noise_and_classes(model, batch.first, batch.count)
+    files, dtype = batch.models, batch.models.dtype
+    model, vae = load(files.model, dtype), load_vae(files.model, files.vae, dtype)
+    away = load(files.away(rule), dtype) if files.away(rule) else None
+    generators = [torch.Generator().manual_seed(index) for index in range(batch.first, batch.first + batch.count)]
+    noise, ids = normal(generators, latent_shape(model)), some_classes(generators, model)
     guider = rules.guider(rule, batch.scale, model, classes.conditioning(ids), classes.conditioning([]), away)
     if rules.system_of(model) == "dit":
-        sampler, sigmas = sampling.ddpm(), sampling.spaced_sigmas(model, batch.steps)
+        sampler = sampling.ddpm(lambda sigma, _: normal(generators, noise.shape[1:]).to(sigma.device))
+        sigmas = sampling.spaced_sigmas(model, batch.steps)
     else:
         sampler = comfy.samplers.sampler_object("heun")
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", batch.steps)
@@ -113,17 +113,22 @@ def pictures_of(batch: Batch) -> np.ndarray:
     return values.clamp(0, 255).byte().numpy()
 
 
-def noise_and_classes(model: ModelPatcher, first: int, count: int) -> tuple[torch.Tensor, list[int]]:
-    """Each picture's noise and class, from a generator of its own: another size of batch draws the same pictures."""
+def normal(generators: list[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
+    """[count, *shape], each picture's from a generator of its own: another size of batch draws the same pictures."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def some_classes(generators: list[torch.Generator], model: ModelPatcher) -> list[int]:
+    """A class for each picture, uniformly of those that the model knows."""
+    known = model.model.model_config.unet_config["classes"] or 1
+    return [int(torch.randint(known, (), generator=generator)) for generator in generators]
+
+
+def latent_shape(model: ModelPatcher) -> tuple[int, int, int]:
+    """Channels, height and width of the latents that a DiT or an EDM2 takes."""
     network, channels = model.model.diffusion_model, model.model.latent_format.latent_channels
     size = round(network.pos_embed.shape[1] ** 0.5) * network.patch if hasattr(network, "patch") else network.resolution
-    known = model.model.model_config.unet_config["classes"] or 1
-    noise, ids = [], []
-    for index in range(first, first + count):
-        generator = torch.Generator().manual_seed(index)
-        noise.append(torch.randn(channels, size, size, generator=generator))
-        ids.append(int(torch.randint(known, (), generator=generator)))
-    return torch.stack(noise), ids
+    return channels, size, size
 
 
 @cache

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
+from comfy.taesd.taesd import TAESD
 from scipy.linalg import sqrtm
 
 from pack.research.imagenet import batches, command, features, metrics, remote, report
@@ -24,10 +25,27 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imagenet")
     for name, changes in {"edm2": {}, "uncond": {"classes": 0, "seed": 3}, "weak": {"seed": 5}}.items():
         tiny.save(tiny.edm2_state(in_channels=3, channels=(64, 64), **changes), folder / f"{name}.safetensors")
+    tiny.save(tiny.dit_state(), folder / "dit.pt")
+    tiny.save(tiny.edm2_state(channels=(64, 64)) | tiny.encoder(), folder / "latents.safetensors")
     pictures = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     seen = metrics.features_of(pictures, features.tiny()).double().numpy()
     np.savez(folder / "reference.npz", mu=seen.mean(0), sigma=np.cov(seen, rowvar=False), arr_0=pictures)
     return folder
+
+
+@pytest.fixture(scope="module")
+def vae(folder):
+    """A VAE of Stable Diffusion's latents: of the small kind (TAESD), random, with pictures around grey."""
+    network = TAESD(latent_channels=4)
+    state = {
+        f"taesd_{part}.{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in getattr(network, f"taesd_{part}").state_dict().items()
+    }
+    numbers = torch.Generator().manual_seed(0)
+    state = {name: 0.1 * torch.randn(value.shape, generator=numbers) for name, value in state.items()}
+    tiny.save(state | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}, folder / "vae.safetensors")
+    return folder / "vae.safetensors"
 
 
 def options(folder, *more, out="out") -> argparse.Namespace:
@@ -58,8 +76,10 @@ def test_a_grid_is_sampled_judged_and_gone_on_with(folder, monkeypatch):
     assert len(sampled) == 1 and first.read_bytes() == kept[first]
 
 
-def test_another_size_of_batch_draws_the_same_pictures(folder):
-    grid = [command.cells(options(folder, f"--batch={size}"))["reg_original", 2.0] for size in (4, 10)]
+@pytest.mark.parametrize("system", ["edm2", "dit"])
+def test_another_size_of_batch_draws_the_same_pictures(folder, vae, system):
+    more = [] if system == "edm2" else ["--uncond=", f"--vae={vae}", "--model", str(folder / "dit.pt")]
+    grid = [command.cells(options(folder, f"--batch={size}", *more))["reg_original", 2.0] for size in (4, 10)]
     parts, (whole,) = ([batches.pictures_of(batch) for batch in some] for some in grid)
     assert np.abs(np.concatenate(parts).astype(int) - whole).max() <= 1
 
@@ -133,10 +153,22 @@ def test_options_that_make_no_sense(folder, more, words):
 
 
 def test_latents_need_a_vae(folder):
-    tiny.save(tiny.dit_state(), folder / "dit.pt")
     (batch, *_), *_ = command.cells(options(folder, "--model", str(folder / "dit.pt"))).values()
     with pytest.raises(ValueError, match=r"REG: dit.pt works on latents: name the file of its VAE with --vae"):
         batches.sample(batch)
+
+
+@pytest.mark.parametrize(("file", "brightest"), [("dit.pt", "rounded"), ("latents.safetensors", "cut off")])
+def test_pictures_are_the_authors(folder, vae, monkeypatch, file, brightest):
+    """DiT: 127.5 x + 128, cut off, of a VAE on −1 to 1. EDM2: 255 x, cut off, of the same VAE taken for one on 0 to 1."""
+    decoded = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2.4 - 1.2
+    monkeypatch.setattr(TAESD, "decode", lambda self, latent: decoded.clone())
+    more = ["--uncond=", f"--vae={vae}", "--model", str(folder / file), "--dtype=float32"]
+    batch, *_ = command.cells(options(folder, *more))["original", 1.0]
+    values = 127.5 * decoded + 128 if brightest == "rounded" else 255 * decoded
+    expected = values.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    assert np.abs(batches.pictures_of(batch).astype(int) - expected).max() <= 1
+    assert (batches.pictures_of(batch) == expected).mean() > 0.999
 
 
 def test_autoguidance(folder):
