@@ -1,6 +1,7 @@
 """Whole runs on DiT and EDM2 are the authors' runs, whatever their rule: their formulas, written out beside."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,11 +11,13 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 import comfy.samplers
 import torch
 
+from pack.guiders.options import Options
+from pack.guiders.ways_in import on_model
 from pack.nodes.imagenet import REGDDPM
 from pack.paper import classes, models, sampling
 from pack.research.imagenet import rules
 from pack.research.imagenet.rules import Rule
-from pack.tests.guiders.tiny import Network, as_model
+from pack.tests.guiders.tiny import Network, as_model, predict
 from pack.tests.guiders.tiny import guider as tiny_guider
 from pack.tests.paper import paper_dit, paper_edm2, tiny
 from pack.tests.paper.test_dit import of_diffusers
@@ -163,3 +166,44 @@ def test_a_model_without_a_variance_is_refused():
 def test_what_is_no_rule(text):
     with pytest.raises(ValueError, match=f'REG: "{text}" is no rule: they are original, intervalt'):
         Rule.parse(text)
+
+
+REG_KINDS = [
+    Options(rectification="elementwise", estimator="backward", every=1),
+    Options(rectification="elementwise", estimator="difference", every=1),
+    Options(rectification="jacobian", estimator="backward", every=1),
+    Options(rectification="ratio", every=1),
+]
+
+
+@pytest.mark.parametrize("options", REG_KINDS, ids=lambda o: f"{o.rectification} {o.estimator}")
+def test_what_reg_asks_the_network_beside_does_not_change_the_variance(tmp_path, options):
+    """With next to no strength, every way to measure leaves the run as it is without REG."""
+    model = models.load_dit(tiny.save(dit_state(), tmp_path / "dit.pt"))
+    runs = []
+    for patched in (model, on_model(model, replace(options, strength=1e-7))):
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(classes.conditioning(IDS), classes.conditioning([]))
+        guider.set_cfg(2.5)
+        runs.append(run(guider, sampling.ddpm(), sampling.spaced_sigmas(model, STEPS)))
+    assert_close(runs[1], runs[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("system", ["dit", "edm2"])
+def test_gradients_go_through_whole_and_in_blocks(tmp_path, caplog, system, dtype):
+    """Blocks that are evaluated again in the reverse pass change nothing, and no gradient is given up."""
+    if system == "dit":
+        model = models.load_dit(tiny.save(dit_state(), tmp_path / "dit.pt"), dtype=dtype)
+    else:
+        state = tiny.edm2_state() | tiny.encoder()
+        model = models.load_edm2(tiny.save(state, tmp_path / "edm2.safetensors"), dtype)
+    out = []
+    for checkpoint in ("off", "always"):
+        options = Options(rectification="elementwise", estimator="backward", every=1, checkpoint=checkpoint)
+        guider = comfy.samplers.CFGGuider(on_model(model, options))
+        guider.set_conds(classes.conditioning(IDS), classes.conditioning([]))
+        guider.set_cfg(2.5)
+        out += predict(guider, (NOISE * 3, 3.0))
+    assert_close(out[1], out[0])
+    assert "no gradient" not in caplog.text
