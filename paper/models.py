@@ -16,7 +16,7 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor
 
-from . import dit, edm2
+from . import dit, edm2, edm2_weights
 
 NOT_A_CLASS = "REG: this model draws ImageNet's classes: connect REG ImageNet Class in place of a text prompt."
 ENCODER = ("encoder.scale", "encoder.bias")  # of EDM2's latents, in the file that the converter writes
@@ -98,7 +98,7 @@ class EDM2Config(Config):
     sampling_settings = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
 
     def process_unet_state_dict(self, state_dict):
-        return edm2.prepare(state_dict, self.unet_config["dtype"])
+        return edm2_weights.prepare(state_dict, self.unet_config["dtype"])
 
     def get_model(self, state_dict, prefix="", device=None):
         return EDM2Model(self, self.prediction, device=device, unet_model=self.network)
@@ -142,7 +142,7 @@ def load_edm2(path: str, dtype: str = "auto", disable_dynamic: bool = False) -> 
     read_state = read(path)
     encoder = [read_state[name] for name in ENCODER if name in read_state]
     state = {name.removeprefix("unet."): value for name, value in read_state.items() if name.startswith("unet.")}
-    config = _config(EDM2Config, edm2.sizes, state or read_state, path, "REG DiT Loader")
+    config = _config(EDM2Config, edm2_weights.sizes, state or read_state, path, "REG DiT Loader")
     if encoder:
         config.latent_format = StandardisedLatents(*encoder)
     elif config.unet_config["in_channels"] != 3:
@@ -150,7 +150,7 @@ def load_edm2(path: str, dtype: str = "auto", disable_dynamic: bool = False) -> 
             f"REG: {_name(path)} works on latents and lacks {ENCODER[0]}: convert the authors' file anew with "
             "`python3 dev.py imagenet convert`."
         )
-    _check_whole(config, edm2.prepare(_shapes(state), torch.float32), path)
+    _check_whole(config, edm2_weights.prepare(_shapes(state), torch.float32), path)
     model = _patcher(config, state, DTYPES[dtype], disable_dynamic)
     model.cached_patcher_init = load_edm2, (path, dtype)
     return model

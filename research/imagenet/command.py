@@ -4,7 +4,8 @@
 """
 
 import argparse
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,32 +82,49 @@ def results(todo: list[Batch], ray: str | None) -> Iterator[tuple[Batch, Result]
             yield Batch.of(batch), Result(**result)
 
 
-def fill(store: Store, batches: list[Batch], ray: str | None) -> None:
-    """Sample what the store does not have, with an estimate of the time that is left."""
+def fill(store: Store, batches: list[Batch], ray: str | None) -> Iterator[Batch]:
+    """Sample what the store does not have, with an estimate of the time that is left; each batch as it is there."""
     todo = [batch for batch in batches if not store.has(batch)]
     total, left = (sum(batch.count for batch in some) for some in (batches, todo))
-    with tqdm(total=total, initial=total - left, unit=" pictures", smoothing=0.1, disable=not left) as bar:
+    with tqdm(total=total, initial=total - left, unit=" pictures", smoothing=0.05, disable=not left) as bar:
         for batch, result in results(todo, ray) if todo else ():
             store.put(batch, result)
             bar.update(batch.count)
+            yield batch
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Sample and judge a grid; gives the page that was written. Raises ValueError: something is not as it must be."""
+    """Sample and judge a grid; gives the page that was written. Raises ValueError: something is not as it must be.
+
+    The page is written anew whenever a row is there.
+    """
     reference = metrics.read_reference(options.reference)
     grid, store = cells(options), Store(options.out)
     extract = features.extractor(options.features)
     real = None if reference.pictures is None else metrics.features_of(reference.pictures, extract)
+
+    def judge(batches: list[Batch]) -> dict[str, float]:
+        known = digest(str(options.reference))
+        return store.judged(batches, known, lambda: metrics.judge(*store.all_of(batches), reference, real))
+
+    todo = [batch for batches in grid.values() for batch in batches]
+    missing = Counter((batch.rule, batch.scale) for batch in todo if not store.has(batch))
+    for batch in fill(store, todo, options.ray):
+        missing[batch.rule, batch.scale] -= 1
+        if not missing[batch.rule, batch.scale]:
+            tabulate(options, grid, store, judge)
+    return tabulate(options, grid, store, judge)
+
+
+def tabulate(options: argparse.Namespace, grid: dict, store: Store, judge: Callable) -> Path:
+    """Write the page of the rows that are there, and the first pictures of each."""
     rows = []
     for (rule, scale), batches in grid.items():
-        print(f"{rule}, scale {scale:g}", flush=True)
-        fill(store, batches, options.ray)
-        judge = lambda batches=batches: metrics.judge(*store.all_of(batches), reference, real)  # noqa: E731
-        measured = store.judged(batches, digest(str(options.reference)), judge)
-        rows.append({"rule": rule, "scale": scale, "pictures": options.pictures, **measured})
-        report.sheet(store.get(batches[0]).shown, options.out / "pictures" / f"{rule} {scale:g}.png")
-        page = report.write(options.out, Path(options.model), about(options, batches[0].steps), rows)
-    return page
+        if all(map(store.has, batches)):
+            rows.append({"rule": rule, "scale": scale, "pictures": options.pictures, **judge(batches)})
+            report.sheet(store.get(batches[0]).shown, options.out / "pictures" / f"{rule} {scale:g}.png")
+    steps = next(iter(grid.values()))[0].steps
+    return report.write(options.out, Path(options.model), about(options, steps), rows)
 
 
 def about(options: argparse.Namespace, steps: int) -> str:

@@ -101,6 +101,8 @@ def unpickled(path: Path) -> dict:
     Raises:
         Refused: the file is not whole, or asks for something that is not on the list.
     """
+    if not path.is_file():
+        raise Refused(f"REG: there is no file {path}.")
     try:
         with path.open("rb") as file:
             return dict(Reader(file).load())

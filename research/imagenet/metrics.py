@@ -34,8 +34,10 @@ def read_reference(path: Path) -> Reference:
     """A reference file. Nothing in it is unpickled.
 
     Raises:
-        ValueError: the file is not one.
+        ValueError: the file is not one, or is not there.
     """
+    if not path.is_file():
+        raise ValueError(f"REG: there is no reference {path}: docs/imagenet.md says where to get it.")
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))

@@ -4,6 +4,7 @@ import argparse
 import socket
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 import torch
 from comfy.taesd.taesd import TAESD
 from scipy.linalg import sqrtm
+from torch_fidelity import feature_extractor_inceptionv3
 
 from pack.research.imagenet import batches, command, features, metrics, remote, report
 from pack.tests.paper import authors_pickle, tiny
@@ -130,6 +132,30 @@ def test_a_reference_that_is_none(tmp_path, content, words):
     np.savez(tmp_path / "reference.npz", **content)
     with pytest.raises(ValueError, match=f"^REG: .*{words}"):
         metrics.read_reference(tmp_path / "reference.npz")
+
+
+def test_inceptions_features(monkeypatch):
+    """torch-fidelity's network, without its weights: what it gives, in which order, and what is said where it cannot be had."""
+    monkeypatch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *args, **kwargs: {})
+    network, made = feature_extractor_inceptionv3.FeatureExtractorInceptionV3, []
+    with monkeypatch.context() as without_weights:
+        without_weights.setattr(network, "load_state_dict", lambda self, state: made.append(self))
+        extract = features.inception()
+    found, logits = extract(torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
+    assert found.shape == (2, 2048) and logits.shape == (2, 1008)
+    torch.testing.assert_close(logits, found @ made[0].fc.weight.cpu().T, rtol=1e-4, atol=1e-5)
+
+    def unreachable(*args, **kwargs):
+        raise URLError("no route")
+
+    monkeypatch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", unreachable)
+    with pytest.raises(ValueError, match="REG: torch-fidelity could not download Inception"):
+        features.inception()
+
+
+def test_a_reference_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"REG: there is no reference .*docs/imagenet.md"):
+        metrics.read_reference(tmp_path / "none.npz")
 
 
 def test_a_reference_of_another_network():
