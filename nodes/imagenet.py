@@ -39,10 +39,10 @@ def dtype_input() -> io.Combo.Input:
 
 
 class NoVAE:
-    """In the place of a VAE that was not connected: whoever asks it for anything is told to connect one."""
+    """In the place of a VAE that was not connected: it has nothing, and says so to whoever decodes with it."""
 
     def __getattr__(self, name):
-        raise ValueError(NEEDS_VAE)
+        raise AttributeError(NEEDS_VAE)  # which ComfyUI's own look at what it keeps can live with
 
 
 class REGDiTLoader(io.ComfyNode):

@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> Path:
     grid, store = cells(options), Store(options.out)
     extract = features.extractor(options.features)
     real = None if reference.pictures is None else metrics.features_of(reference.pictures, extract)
+    if options.features != "inception":
+        reference = metrics.seen_by_another(real)
 
     def judge(batches: list[Batch]) -> dict[str, float]:
         known = digest(str(options.reference))

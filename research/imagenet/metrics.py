@@ -57,6 +57,17 @@ def read_reference(path: Path) -> Reference:
     return Reference(mu, sigma, pictures)
 
 
+def seen_by_another(real: Tensor | None) -> Reference:
+    """A reference of the features of its pictures, [n, width]: its own statistics are Inception's.
+
+    Raises:
+        ValueError: it has no pictures.
+    """
+    if real is None:
+        raise ValueError("REG: this reference has no pictures (arr_0), so only Inception can be compared with it.")
+    return Reference(**fid_features_to_statistics(real.double()))
+
+
 def judge(features: Tensor, logits: Tensor, reference: Reference, real: Tensor | None) -> dict[str, float]:
     """The measures of samples, by COLUMNS.
 

@@ -30,8 +30,7 @@ def folder(tmp_path_factory):
     tiny.save(tiny.dit_state(), folder / "dit.pt")
     tiny.save(tiny.edm2_state(channels=(64, 64)) | tiny.encoder(), folder / "latents.safetensors")
     pictures = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    seen = metrics.features_of(pictures, features.tiny()).double().numpy()
-    np.savez(folder / "reference.npz", mu=seen.mean(0), sigma=np.cov(seen, rowvar=False), arr_0=pictures)
+    np.savez(folder / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), arr_0=pictures)
     return folder
 
 
@@ -84,6 +83,12 @@ def test_another_size_of_batch_draws_the_same_pictures(folder, vae, system):
     grid = [command.cells(options(folder, f"--batch={size}", *more))["reg_original", 2.0] for size in (4, 10)]
     parts, (whole,) = ([batches.pictures_of(batch) for batch in some] for some in grid)
     assert np.abs(np.concatenate(parts).astype(int) - whole).max() <= 1
+
+
+def test_only_inception_needs_no_pictures_of_the_reference(folder):
+    np.savez(folder / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ValueError, match=r"REG: this reference has no pictures \(arr_0\)"):
+        command.run(options(folder, "--reference", str(folder / "statistics.npz")))
 
 
 def test_the_address_is_of_all_that_the_pictures_depend_on(folder):
