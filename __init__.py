@@ -5,6 +5,8 @@ from comfy_api.latest import ComfyExtension, io
 from .nodes.autoguidance import REGAutoGuider
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
+from .nodes.pilot import REGPilot
+from .nodes.preset import REGLoadPreset
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
 from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
@@ -25,6 +27,8 @@ class REGExtension(ComfyExtension):
             REGSaveProfile,
             REGLoadProfile,
             REGReport,
+            REGPilot,
+            REGLoadPreset,
             REGToy,
             REGToyModel,
             REGToyPlot,

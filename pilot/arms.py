@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 
 NONE, CFG = "none", "cfg"  # rules that need no REG node: without guidance, and guided as ComfyUI does
-EXAMPLE = "cfg 3 5 8\nratio 3 5 8\nelementwise 5 strength=0.5"
 
 
 @dataclass(frozen=True, order=True)
@@ -60,7 +59,9 @@ def parse_arms(text: str, rules: list[str], options: list[str]) -> list[Arm]:
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     found = [arm for line in lines if line for arm in _parse_line(line, rules, options)]
     if not found:
-        raise ValueError(f"REG: no arms are given: write one rule a line with its cfg values, such as {EXAMPLE!r}.")
+        raise ValueError(
+            "REG: there are no settings to compare: write one rule a line with its cfg values, such as ratio 3 5."
+        )
     return list(dict.fromkeys(found))
 
 
@@ -68,20 +69,22 @@ def _parse_line(line: str, rules: list[str], options: list[str]) -> list[Arm]:
     try:
         rule, *words = shlex.split(line.replace(",", " "))
     except ValueError as error:
-        raise ValueError(f"REG: the arm {line!r} cannot be read ({error}).") from error
+        raise ValueError(f"REG: the setting {line!r} cannot be read ({error}).") from error
     if rule == NONE:
         return [UNGUIDED]
     if rule not in (CFG, *rules):
-        raise ValueError(f"REG: {rule!r} in the arm {line!r} is no rule: use one of {', '.join([CFG, *rules])}.")
+        raise ValueError(f"REG: {rule!r} in the setting {line!r} is no rule: use one of {', '.join([CFG, *rules])}.")
     pairs = [word.split("=", 1) for word in words if "=" in word]
     if unknown := [key for key, _ in pairs if key not in options]:
-        raise ValueError(f"REG: {unknown[0]!r} in the arm {line!r} is no option of a REG node that an arm can set.")
+        raise ValueError(
+            f"REG: {unknown[0]!r} in the setting {line!r} is no option of a REG node that can be set here."
+        )
     if rule == CFG and pairs:
-        raise ValueError(f"REG: the arm {line!r} gives options to plain CFG, which has none.")
+        raise ValueError(f"REG: the setting {line!r} gives options to plain CFG, which has none.")
     scales = [_scale(word, line) for word in words if "=" not in word]
     if not scales:
         raise ValueError(
-            f"REG: the arm {line!r} has no cfg: write one or more numbers after the rule, such as {rule} 3 5."
+            f"REG: the setting {line!r} has no cfg: write one or more numbers after the rule, such as {rule} 3 5."
         )
     return [Arm(rule, cfg, tuple(sorted((key, _value(word)) for key, word in pairs))) for cfg in scales]
 
@@ -92,7 +95,7 @@ def _scale(word: str, line: str) -> float:
     except ValueError:
         cfg = 0.0
     if not 1 < cfg <= 100:
-        raise ValueError(f"REG: {word!r} in the arm {line!r} is no cfg above 1 and up to 100.")
+        raise ValueError(f"REG: {word!r} in the setting {line!r} is no cfg above 1 and up to 100.")
     return cfg
 
 

@@ -88,13 +88,12 @@ def _score(
 
 
 def _embeddings(store: Store, names: list[str], scorer: Scorer) -> np.ndarray:
-    """Embeddings of finished cells [n, d], out of files where they are there."""
+    """Embeddings of finished cells [n, d], which are kept beside them."""
     mark = address(scorer.identity)[:8]
-    paths = {name: store.cells / f"{name}.{mark}.npy" for name in names}
-    for name in [name for name, path in paths.items() if not path.exists()]:
-        vector = scorer.pictures([store.picture(name)])[0]
-        store.write(paths[name], lambda file, vector=vector: np.save(file, vector, allow_pickle=False))
-    return np.stack([np.load(path, allow_pickle=False) for path in paths.values()])
+    for name in names:
+        if store.vector(f"{name}.{mark}") is None:
+            store.put_vector(f"{name}.{mark}", scorer.pictures([store.picture(name)])[0])
+    return np.stack([store.vector(f"{name}.{mark}") for name in names])
 
 
 def _refer(table: Table, references: list[np.ndarray], scorer: Scorer | None) -> None:

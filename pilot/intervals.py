@@ -35,10 +35,10 @@ class Estimate:
 
         The standard error falls with the root of n (Lehr 1992): (z_level + z_power)² error² / value².
         """
-        if self.error == 0:
-            return 1.0
+        if self.value == 0:
+            return float("inf")
         quantiles = stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER)
-        return float("inf") if self.value == 0 else max(1.0, (quantiles * self.error / self.value) ** 2)
+        return max(1.0, (quantiles * self.error / self.value) ** 2)
 
 
 def estimate(statistic: Statistic, n: int, level: float, resamples: int = RESAMPLES) -> Estimate:

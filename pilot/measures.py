@@ -102,6 +102,15 @@ class Table:
     def index(self, arm: Arm) -> int:
         return self.arms.index(arm)
 
+    def compared(self, kind: str) -> np.ndarray:
+        """Features between which distances are taken, [arms, n, d]: embeddings as they are, others over the mean contrast of
+        the arm's pictures, for a burnt picture is further from everything and shows no more variety."""
+        features = self.features[kind]
+        if kind == "embedding":
+            return features
+        contrast = np.sqrt(features.shape[-1]) * features.std(-1).mean(-1)
+        return features / np.maximum(contrast, 1e-6)[:, None, None]
+
     def space(self, kind: str | None = None) -> str | None:
         """The best features there are."""
         return next((name for name in ("embedding", "latent", "pixels") if name in self.features), kind)
@@ -184,7 +193,7 @@ def _variety(table: Table) -> list[Measure]:
 
 
 def _pairwise(table: Table, kind: str, deciding: bool) -> Measure:
-    matrices = [[_distances(kind, arm[group], arm[group]) for group in table.groups] for arm in table.features[kind]]
+    matrices = [[_distances(kind, arm[group], arm[group]) for group in table.groups] for arm in table.compared(kind)]
     about = dict(
         name=f"variety {kind}",
         title={"embedding": "variety", "latent": "variety of latents", "pixels": "variety of pixels"}[kind],
@@ -202,7 +211,7 @@ def _pairwise(table: Table, kind: str, deciding: bool) -> Measure:
 
 
 def _vendi(table: Table, kind: str) -> Measure:
-    features = table.features[kind]
+    features = table.compared(kind)
     if kind == "embedding":
         kernel = lambda x: (x @ x.T).clip(0)  # noqa: E731
     else:

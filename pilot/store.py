@@ -2,10 +2,10 @@
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -55,8 +55,7 @@ class Store:
 
     def latent(self, address: str) -> np.ndarray | None:
         """Its latent, if it was kept."""
-        path = self.cells / f"{address}.npy"
-        return np.load(path, allow_pickle=False) if path.exists() else None
+        return self.vector(f"{address}.latent")
 
     def picture_path(self, address: str) -> Path:
         return self.cells / f"{address}.png"
@@ -69,8 +68,18 @@ class Store:
         """
         self.write(self.picture_path(address), lambda file: Image.fromarray(picture).save(file, "PNG"))
         if latent is not None:
-            self.write(self.cells / f"{address}.npy", lambda file: np.save(file, latent, allow_pickle=False))
+            self.put_vector(f"{address}.latent", latent)
         self.write_text(self._record(address), json.dumps(record, ensure_ascii=False))
+
+    def vector(self, name: str) -> np.ndarray | None:
+        """Numbers that were kept under a name, if they were."""
+        path = self.cells / f"{name}.safetensors"
+        return safetensors.numpy.load_file(path)["values"] if path.exists() else None
+
+    def put_vector(self, name: str, values: np.ndarray) -> None:
+        """Keep numbers under a name. Raises FolderError."""
+        content = safetensors.numpy.save({"values": np.ascontiguousarray(values)})
+        self.write(self.cells / f"{name}.safetensors", lambda file: file.write(content))
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file of the folder, whole or not at all. Raises FolderError."""
@@ -98,11 +107,11 @@ class Store:
 
 def write_atomically(path: Path, fill) -> None:
     """Write a file beside its place and move it there when it is whole. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             fill(file)
-        os.replace(part, path)
+        part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

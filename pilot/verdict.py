@@ -14,9 +14,10 @@ from .arms import UNGUIDED, Arm
 from .intervals import Estimate
 from .measures import Measure, Table, measures
 
-MARGIN = 0.15  # of what guidance changes: less than this is no loss worth speaking of
+MARGIN = 0.25  # of what guidance changes: a loss of less is put up with
 LEVEL = 0.95
 MOST_NAMED = 4  # arms of a kind in the paragraph
+FEWEST, ENOUGH_TO_BEGIN = 8, 32  # pictures of a setting
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ def judge(table: Table, baseline: Arm, margin: float = MARGIN) -> Verdict:
         )
         for arm in others
     ]
-    if _can_recommend(deciding):
+    may = _can_recommend(deciding) and table.n >= FEWEST
+    if may:
         comparisons.sort(key=lambda comparison: -comparison.merit)
-    best = next((c.arm for c in comparisons if c.is_better), None) if _can_recommend(deciding) else None
+    best = next((c.arm for c in comparisons if c.is_better), None) if may else None
     return Verdict(table, baseline, all_measures, comparisons, level, best)
 
 
@@ -138,8 +140,8 @@ def _sentences(verdict: Verdict) -> list[str]:
     ]
     if not verdict.comparisons:
         return [*found, "There is nothing to compare with yet: add arms."]
-    if table.n < 2:
-        return [*found, "One picture shows nothing: make more pictures of each prompt."]
+    if table.n < FEWEST:
+        return [*found, f"So few show nothing that can be relied on: make {ENOUGH_TO_BEGIN} or more."]
     if not _can_recommend([measure for measure in verdict.measures if measure.deciding]):
         found.append(
             "Nothing here says whether the pictures still show what the prompt asks for, so that no setting can be "
