@@ -178,3 +178,13 @@ def parse_questions(text: str) -> list[list[str]]:
             raise ValueError(f"REG: the question {line!r} needs two or more answers with | between them.")
         found.append(list(dict.fromkeys(answers)))
     return found
+
+
+def read_questions(path) -> list[list[str]]:
+    """Questions of a UTF-8 file: its lines are the answers to one, or each line is one with | between its answers.
+
+    Raises:
+        ValueError: the file cannot be read, or a question has fewer than two answers.
+    """
+    lines = read_prompts(path)
+    return parse_questions("\n".join(lines) if any("|" in line for line in lines) else " | ".join(lines))
