@@ -22,12 +22,12 @@ class Station:
         self.server = OwnServer(Path(comfyui), options, self.log).__enter__()  # ends with this process
 
     def node_inputs(self) -> dict:
-        return asyncio.run(self._asked("node_inputs"))
+        return asyncio.run(_ask(self.server.address, "node_inputs"))
 
     def run(self, prompt: dict) -> tuple[bytes, float | None] | str:
         """The picture's file and seconds, or why it failed."""
         try:
-            made = asyncio.run(self._asked("run", prompt))
+            made = asyncio.run(_ask(self.server.address, "run", prompt))
         except Lost:  # let Ray start us anew, with a new ComfyUI
             os._exit(1)
         except Failed as error:
@@ -37,9 +37,11 @@ class Station:
     def process(self) -> int:
         return os.getpid()
 
-    async def _asked(self, what: str, *arguments):
-        async with Server(self.server.address) as server:
-            return await getattr(server, what)(*arguments)
+
+async def _ask(address: str, what: str, *arguments):
+    """Not a method of Station, which Ray would then run in an event loop."""
+    async with Server(address) as server:
+        return await getattr(server, what)(*arguments)
 
 
 class RayWorker:

@@ -179,7 +179,8 @@ def _kinds(verdict: Verdict) -> list[str]:
     found = []
     better = [c.arm.label for c in comparisons if c.is_better and c.arm != verdict.recommended]
     if better:
-        found.append(f"Also better than {base}: {_listed(better)}.")
+        start = f"Also better than {base}" if verdict.recommended else f"In what was measured, better than {base}"
+        found.append(f"{start}: {_listed(better)}.")
     worse = [
         f"{c.arm.label} ({', '.join(_told(change) for change in c.changes if change.is_loss)})"
         for c in comparisons

@@ -44,6 +44,7 @@ class Watched:
 
     pictures: int
     same: int  # to the last bit
+    distance: float  # of the pictures from those before: mean over them of the root mean square, 0 to 1
     movements: list[Movement]
     level: float
     folder: Path
@@ -56,7 +57,12 @@ class Watched:
     def paragraph(self) -> str:
         found = [f"{self.pictures} pictures were made again; {self.same} are the same to the last bit."]
         if self.same == self.pictures:
-            found.append("Nothing moved.")
+            return " ".join([*found, "Nothing moved."])
+        found.append(
+            f"On average a picture differs from the one before by {self.distance:.1%} of the range (root mean square)."
+        )
+        if not self.movements:
+            found.append("There are too few of them to measure more.")
         elif not self.moved:
             found.append(
                 f"Nothing moved beyond its interval ({100 * self.level:.3g} %, for {LEVEL:.0%} over all measures)."
@@ -136,9 +142,14 @@ def compare(
     found = [(arm, measure) for arm, table in zip(settings, both, strict=True) for measure in measures(table)]
     found = [(arm, measure) for arm, measure in found if measure.name not in NOT_COMPARED]
     level = 1 - (1 - LEVEL) / max(1, len(found))
-    same = [(before.picture(name_before(c)) == after.picture(name_after(c))).all() for c in cells]
+    apart = [_distance(before.picture(name_before(cell)), after.picture(name_after(cell))) for cell in cells]
     movements = [Movement(arm.label, measure, measure.difference(1, 0, level)) for arm, measure in found]
-    return Watched(len(cells), int(np.sum(same)), movements, level, after.folder)
+    return Watched(len(cells), sum(d == 0 for d in apart), float(np.mean(apart)), movements, level, after.folder)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square of [h, w, 3] uint8, 0 to 1; pictures of different sizes have nothing in common."""
+    return float(np.sqrt(((a.astype(float) - b) ** 2).mean()) / 255) if a.shape == b.shape else 1.0
 
 
 def _joined(tables: list[Table], arm: Arm) -> Table:
