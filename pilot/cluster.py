@@ -88,7 +88,7 @@ def connect(address: str, workers: int, gpus: float, comfyui: Path, options: str
     here = Path(__file__).parent
     options_of_ray = dict(runtime_env={"py_modules": [str(here)]}, log_to_driver=False, logging_level="error")
     try:
-        ray.init(None if address == "local" else address, **options_of_ray)
+        ray.init(address, **options_of_ray)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RayMissing(f"REG: there is no Ray cluster at {address} ({str(error).splitlines()[0][:160]}).") from error
     count = workers or int(ray.cluster_resources().get("GPU", 0) / gpus if gpus else 0)

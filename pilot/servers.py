@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import aiohttp
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from .arms import address as content_address
 
@@ -155,7 +155,7 @@ class Server:
     @retry(
         retry=retry_if_exception_type(_Trouble),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT),
+        wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
         reraise=True,
     )
     async def _once(self, method: str, path: str, raw: bool, **options):
