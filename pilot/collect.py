@@ -127,6 +127,6 @@ def _pictures(paths: Iterable[Path]) -> Iterable[np.ndarray]:
         if path.suffix.lower() in SUFFIXES:
             try:
                 with Image.open(path) as picture:
-                    yield np.asarray(picture.convert("RGB"))
+                    yield np.array(picture.convert("RGB"))
             except OSError:  # no picture, or damaged
                 continue

@@ -51,7 +51,7 @@ class Store:
     def picture(self, address: str) -> np.ndarray:
         """The picture of a finished cell, [height, width, 3] uint8."""
         with Image.open(self.picture_path(address)) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
 
     def latent(self, address: str) -> np.ndarray | None:
         """Its latent, if it was kept."""
