@@ -159,15 +159,8 @@ def _agreement(table: Table) -> list[Measure]:
             ("score", "agreement", "how near the scorer finds picture and prompt: 100 times the cosine", 100.0, 2)
         )
     if "own" in table.values:
-        found.append(
-            (
-                "own",
-                "agreement (the model's own)",
-                "how much better the model itself explains the picture with the prompt than without (arXiv 2303.16203)",
-                100.0,
-                2,
-            )
-        )
+        text = "at how many noise levels the model itself explains the picture better with its prompt than without, in percent"
+        found.append(("own", "own agreement" if found else "agreement", f"{text} (arXiv 2303.16203)", 100.0, 1))
     return [
         _per_picture(
             table,

@@ -71,7 +71,7 @@ class Places:
     lanes: int = 2
 
     @contextlib.asynccontextmanager
-    async def open(self, log_file: Path):
+    async def opened(self, log_file: Path):
         """The workers. Without an address, a ComfyUI of our own."""
         async with contextlib.AsyncExitStack() as stack:
             if self.ray:
@@ -96,8 +96,8 @@ async def run(setup: Setup, places: Places, folder: Path, title: str) -> session
     """
     workflow = setup.opened()
     with Store(folder) as store:
-        store.write_text(folder / PLAN, setup.text())
-        async with places.open(folder / "comfyui.log") as workers:
+        store.keep_text(folder / PLAN, setup.text())
+        async with places.opened(folder / "comfyui.log") as workers:
             plan = _plan(setup, workflow, await _first_answer(workers))
             name = lambda cell: arms.address(workflow.of(cell))  # noqa: E731
             failures = await _make(store, plan.cells, workers, workflow, name, places.lanes)

@@ -50,11 +50,11 @@ def write(
     """
     rows, sheet = _grid(store, verdict, name)
     html = render(verdict, title, facts, preset, sheet, rows)
-    store.write_text(store.folder / "pilot.html", html)
-    store.write_text(store.folder / "settings.csv", _settings_csv(verdict))
-    store.write_text(store.folder / "pictures.csv", _pictures_csv(verdict.table, name))
+    store.keep_text(store.folder / "pilot.html", html)
+    store.keep_text(store.folder / "settings.csv", _settings_csv(verdict))
+    store.keep_text(store.folder / "pictures.csv", _pictures_csv(verdict.table, name))
     if preset:
-        store.write_text(store.folder / "preset.json", preset.text())
+        store.keep_text(store.folder / "preset.json", preset.text())
     else:
         (store.folder / "preset.json").unlink(missing_ok=True)  # one of an earlier run
     return np.asarray(sheet)

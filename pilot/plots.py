@@ -28,6 +28,7 @@ COLOURS = (
 GREY = "#8a8a8a"
 MARGIN = 6  # pixels between the pictures of a grid
 HEADER = 22
+FAR = 3  # times what guidance changes: further from the baseline nothing is drawn
 
 
 def pareto(verdict: Verdict) -> "Figure | None":
@@ -71,12 +72,32 @@ def _front(axis, verdict: Verdict, up: Measure, across: Measure) -> None:
                 axis.plot(
                     a, b, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.5
                 )
+    _frame(axis, verdict, up, across)
     if across.better < 0:
         axis.invert_xaxis()
     axis.set_xlabel(f"{across.title}  (better to the right)")
     axis.set_ylabel(f"{up.title}  (better above)")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _frame(axis, verdict: Verdict, up: Measure, across: Measure) -> None:
+    """Show what is near the baseline; far settings are counted, not drawn: beside them nothing could be told apart."""
+    table = verdict.table
+    base, none = table.index(verdict.baseline), table.index(UNGUIDED)
+    outside = set()
+    for measure, set_limits in ((across, axis.set_xlim), (up, axis.set_ylim)):
+        found = [measure.estimate(i, LEVEL_OF_VALUES) for i in range(len(table.arms))]
+        unit = max(abs(found[base].value - found[none].value), found[base].high - found[base].value)
+        far = {i for i, e in enumerate(found) if abs(e.value - found[base].value) > FAR * unit}
+        near = [e for i, e in enumerate(found) if i not in far]
+        low, high = min(e.value for e in near), max(e.value for e in near)
+        space = max(0.12 * (high - low), 0.3 * unit, 1e-9)
+        set_limits(low - space, high + space)
+        outside |= far
+    if outside:
+        note = f"{len(outside)} far outside: {', '.join(table.arms[i].label for i in sorted(outside))}"
+        axis.set_title(textwrap.shorten(note, 70), fontsize=8, color=GREY)
 
 
 def _curves(table: Table) -> list[tuple]:

@@ -69,7 +69,7 @@ class Store:
         self.write(self.picture_path(address), lambda file: Image.fromarray(picture).save(file, "PNG"))
         if latent is not None:
             self.put_vector(f"{address}.latent", latent)
-        self.write_text(self._record(address), json.dumps(record, ensure_ascii=False))
+        self.keep_text(self._record(address), json.dumps(record, ensure_ascii=False))
 
     def vector(self, name: str) -> np.ndarray | None:
         """Numbers that were kept under a name, if they were."""
@@ -81,7 +81,7 @@ class Store:
         content = safetensors.numpy.save({"values": np.ascontiguousarray(values)})
         self.write(self.cells / f"{name}.safetensors", lambda file: file.write(content))
 
-    def write_text(self, path: Path, text: str) -> None:
+    def keep_text(self, path: Path, text: str) -> None:
         """Write a text file of the folder, whole or not at all. Raises FolderError."""
         self.write(path, lambda file: file.write(text.encode("utf-8")))
 

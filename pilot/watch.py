@@ -97,11 +97,11 @@ async def watch(folder: Path, places: Places, workflow: Prompt | None, pictures:
             raise ValueError(
                 f"REG: nothing to compare with was finished in {folder}: let the pilot run to its end first."
             )
-        async with places.open(out / "comfyui.log") as workers:
+        async with places.opened(out / "comfyui.log") as workers:
             failures = await outside._make(after, cells, workers, new, name_after, places.lanes)
         cells = [cell for cell in cells if cell not in failures]
         watched = compare(before, after, settings, cells, name_before, name_after, _scorer(setup))
-        after.write_text(
+        after.keep_text(
             out / "watch.txt", watched.paragraph + "\n\n" + "\n".join(m.text for m in watched.movements) + "\n"
         )
     return watched
