@@ -81,14 +81,13 @@ class REGPilot(io.ComfyNode):
                 io.String.Input(
                     "prompts",
                     multiline=True,
-                    default="",
                     tooltip="Your prompts, one a line. A connected CLIP encodes them; connected conditionings are described by "
                     "them, in order.",
                 ),
                 io.String.Input(
                     "settings",
                     multiline=True,
-                    default="ratio 3 5\nelementwise 5\njacobian 5",
+                    default="ratio 3 5; elementwise 5; jacobian 5",
                     tooltip="What to try, one rule a line with its cfg values and, if you like, options of the REG node: "
                     "ratio 3 5 8 strength=0.5. The rule cfg is plain CFG. No guidance and your own cfg are always there.",
                 ),
@@ -102,11 +101,11 @@ class REGPilot(io.ComfyNode):
                     tooltip="The guidance scale you use now. Everything is compared with plain CFG at this scale.",
                 ),
                 io.Int.Input(
-                    "pictures",
+                    "pictures_per_prompt",
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="Pictures of each prompt and setting. 100 in all for each setting show what matters in most cases.",
+                    tooltip="For each setting. 100 over all prompts show what matters in most cases.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="Of the noises."
@@ -147,7 +146,7 @@ class REGPilot(io.ComfyNode):
                 io.String.Input(
                     "questions",
                     multiline=True,
-                    default="",
+                    optional=True,
                     advanced=True,
                     tooltip="Asked of every picture, one question a line, a slash between answers: a man / a woman. Shows what "
                     "each setting favours. Needs a scorer.",
@@ -230,12 +229,13 @@ class REGPilot(io.ComfyNode):
 
 def _plan(inputs: dict, session):
     """The plan, and the conditionings by prompt. Raises ValueError: an input is wrong, with what to do."""
+    text, questions = inputs.get("prompts") or "", inputs.get("questions") or ""
     given = [cond for cond in (inputs.get("positives") or {}).values() if cond is not None]
-    positives = _named(given, inputs["prompts"]) if given else _encoded(inputs.get("clip"), inputs["prompts"])
+    positives = _named(given, text) if given else _encoded(inputs.get("clip"), text)
     entries = [entry.id for entry in REGModel.GET_SCHEMA().inputs if entry.id not in NEEDS_OTHERS]
     (rules,) = (entry.options for entry in REGModel.GET_SCHEMA().inputs if entry.id == "rectification")
     scorer, references = inputs["scorer"], inputs["references"]
-    if scorer != NO_CHOICE and given and not inputs["prompts"].strip():
+    if scorer != NO_CHOICE and given and not text.strip():
         raise ValueError(
             "REG: a scorer compares pictures with texts: write what the conditionings say in prompts, one a line."
         )
@@ -244,9 +244,9 @@ def _plan(inputs: dict, session):
         inputs["cfg"],
         _folder(scorer, scorer_folders()),
         _folder(references, reference_folders()),
-        arms_.parse_questions(inputs["questions"].replace(" / ", " | ")),
+        arms_.parse_questions(questions.replace(" / ", " | ")),
         prompts=list(positives),
-        pictures=inputs["pictures"],
+        pictures=inputs["pictures_per_prompt"],
         seed=inputs["seed"],
         margin=inputs["margin"],
     )

@@ -85,7 +85,7 @@ async def _run(options: argparse.Namespace) -> str:
     setup = outside.Setup(
         workflow.read(options.workflow),
         arms.read_prompts(options.prompts),
-        options.settings.replace(";", "\n"),
+        options.settings,
         options.cfg,
         _positive(options.pictures, "--pictures"),
         options.seed,

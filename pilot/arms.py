@@ -51,12 +51,12 @@ class Cell:
 
 
 def parse_arms(text: str, rules: list[str], options: list[str]) -> list[Arm]:
-    """Arms from lines such as `ratio 3 5 8 strength=0.5`: a rule, the cfg values, options of the REG node.
+    """Arms from lines such as `ratio 3 5 8 strength=0.5`: a rule, the cfg values, options of the REG node. A ; ends a line.
 
     Raises:
         ValueError: a line cannot be understood; the message names it and what would be right.
     """
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    lines = [line.split("#")[0].strip() for line in text.replace(";", "\n").splitlines()]
     found = [arm for line in lines if line for arm in _parse_line(line, rules, options)]
     if not found:
         raise ValueError(

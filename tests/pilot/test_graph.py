@@ -141,7 +141,9 @@ def run(loaded, tmp_path, monkeypatch):
     def execute(**changes):
         positives = {"positive0": prompt(shape="star"), "positive1": prompt(shape="circle")}
         inputs = (
-            defaults | dict(steps=1, pictures=1, settings="ratio 3", positives=positives, ask_model=False) | changes
+            defaults
+            | dict(steps=1, pictures_per_prompt=1, settings="ratio 3", positives=positives, ask_model=False)
+            | changes
         )
         clone = type("Clone", (node.REGPilot,), {"hidden": HiddenHolder.from_dict(None)})
         empty = {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8}
@@ -158,7 +160,7 @@ def test_a_second_run_with_one_more_setting_makes_only_that(run):
     assert len(run.made) == 6
     run.execute(settings="ratio 3\njacobian 3")
     assert [cell.arm.label for cell in run.made[6:]] == ["jacobian 3"] * 2
-    run.execute(settings="ratio 3\njacobian 3", pictures=2)
+    run.execute(settings="ratio 3\njacobian 3", pictures_per_prompt=2)
     assert len(run.made) == 16
     assert (run.folder / "pilot.html").exists() and (run.folder / "pictures.csv").exists()
 
