@@ -81,6 +81,7 @@ class REGPilot(io.ComfyNode):
                 io.String.Input(
                     "prompts",
                     multiline=True,
+                    default="",
                     tooltip="Your prompts, one a line. A connected CLIP encodes them; connected conditionings are described by "
                     "them, in order.",
                 ),
@@ -146,6 +147,7 @@ class REGPilot(io.ComfyNode):
                 io.String.Input(
                     "questions",
                     multiline=True,
+                    default="",
                     optional=True,
                     advanced=True,
                     tooltip="Asked of every picture, one question a line, a slash between answers: a man / a woman. Shows what "

@@ -100,6 +100,7 @@ class Workflow:
                 node["inputs"]["batch_size"] = 1
         for key in self.rectifiers:
             made[key]["inputs"].update(cell.arm.node_options())
+            made[key]["inputs"].pop("preset", None)  # it would replace them
             if cell.arm.node_options().get("strength") == 0:
                 made[key]["inputs"].pop("schedule", None)  # plain guidance has no schedule
         for key in self.scales:

@@ -73,7 +73,7 @@ def test_defaults_are_the_nodes(node, language):
     told = rows(page(node, language))
     for entry in SCHEMAS[node].inputs:
         default = getattr(entry, "default", None)
-        if default is not None:
+        if default not in (None, ""):
             shown = shown_as(default, language)
             words = {"en": f"Default: {shown}.", "ja": f"既定値：{shown}。"}[language]
             assert told[entry.id][0].endswith(words), entry.id
