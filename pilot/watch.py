@@ -65,7 +65,8 @@ class Watched:
             found.append("There are too few of them to measure more.")
         elif not self.moved:
             found.append(
-                f"Nothing moved beyond its interval ({100 * self.level:.3g} %, for {LEVEL:.0%} over all measures)."
+                f"Nothing moved beyond its interval ({100 * self.level:.3g} %, for {LEVEL:.0%} over all measures); "
+                "less than that cannot be seen with so few."
             )
         else:
             found.append("Moved beyond the intervals: " + "; ".join(movement.text for movement in self.moved) + ".")
