@@ -15,6 +15,7 @@ SCORERS = "reg_scorers"
 NO_CHOICE = "none"
 NEEDS_OTHERS = ("model", "profile", "schedule", "preset")  # inputs of a REG node that no line of text can give
 MOST_POSITIVES = 10
+REPORT_SIDE = 1024  # pixels of the report as it is shown on the node
 
 folder_paths.add_model_folder_path(SCORERS, str(Path(folder_paths.models_dir) / SCORERS), is_default=True)
 
@@ -223,6 +224,7 @@ class REGPilot(io.ComfyNode):
             checkpoint = _checkpoint(cls.hidden.prompt, cls.hidden.unique_id)
             facts = [(key, str(inputs[key])) for key in ("sampler_name", "scheduler", "steps")]
             answer = session.answer(store, plan, address, name, checkpoint, facts)
+            progress.show(answer.report, REPORT_SIDE)
             text = f"{answer.verdict.paragraph}\n\nThe page, the tables and the pictures are in {store.folder}."
         report = _image(answer.report)
         shown = ui.PreviewImage(report, cls=cls).as_dict() | ui.PreviewText(text).as_dict()

@@ -178,7 +178,7 @@ class Progress:
 
     def __init__(self, pictures: int, steps: int):
         self.steps, self.done = steps, 0
-        self.bar = comfy.utils.ProgressBar(pictures * steps)
+        self.bar = comfy.utils.ProgressBar(max(1, pictures * steps))
 
     def on_step(self, step: int, total: int, preview) -> None:
         """Also where an interrupt is heard; what is finished is on the disk by then."""
@@ -189,8 +189,11 @@ class Progress:
 
     def finished(self, picture: np.ndarray) -> None:
         self.done += 1
-        preview = ("JPEG", Image.fromarray(picture), latent_preview.MAX_PREVIEW_RESOLUTION)
-        self.bar.update_absolute(self.done * self.steps, None, preview)
+        self.show(picture, latent_preview.MAX_PREVIEW_RESOLUTION)
+
+    def show(self, picture: np.ndarray, side: int) -> None:
+        """As the preview, no larger than `side`: the page leaves the last one on the node."""
+        self.bar.update_absolute(self.done * self.steps, None, ("JPEG", Image.fromarray(picture), side))
 
 
 def fingerprint(model: ModelPatcher) -> str:

@@ -130,7 +130,7 @@ def report(verdict: Verdict) -> np.ndarray:
     from matplotlib.figure import Figure
 
     front = pareto(verdict)
-    width = 10.4 if front is None else front.get_figwidth()
+    width = 10.4 if front is None else max(10.4, front.get_figwidth())
     lines = textwrap.wrap(verdict.paragraph, int(11 * width))
     text = Figure(figsize=(width, 0.4 + 0.21 * len(lines)), dpi=100)
     text.text(0.02, 0.5, "\n".join(lines), va="center", fontsize=11, linespacing=1.35)
