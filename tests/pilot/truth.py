@@ -1,8 +1,8 @@
 """Is what a pilot found on the demo model what the exact target says? `python tests/pilot/truth.py FOLDER`.
 
-FOLDER is what REG Pilot wrote; `--prompt "a star" shape=star` says what each of its prompts asks of the demo model. It prints for each setting the pilot's merit, the mean
-gain over the deciding measures, beside the distance of its pictures to the exact target of guidance at the baseline's cfg, and
-how the two orders agree.
+FOLDER is what REG Pilot wrote; `--prompt "a star" shape=star` says what each of its prompts asks of the demo model. It prints
+for each setting the pilot's merit, the mean gain over the deciding measures, beside the distance of its pictures to the exact
+target of guidance at the baseline's cfg, and how the two orders agree.
 """
 
 import argparse
