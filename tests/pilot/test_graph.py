@@ -165,6 +165,16 @@ def test_a_second_run_with_one_more_setting_makes_only_that(run):
     assert (run.folder / "pilot.html").exists() and (run.folder / "pictures.csv").exists()
 
 
+def test_a_clip_encodes_the_prompts(run):
+    """A stand-in that reads shapes: the demo model has no CLIP."""
+    clip = SimpleNamespace(tokenize=str.split, encode_from_tokens_scheduled=lambda words: prompt(shape=words[-1]))
+    _, _, text = run.execute(positives={}, prompts="a star\n\na circle\n", clip=clip)
+    assert {cell.prompt for cell in run.made} == {"a star", "a circle"} and "2 prompts" in text
+    with_conditionings = len(run.made)
+    run.execute(prompts="a star\na circle")  # the same conditionings under the same names are the same pictures
+    assert len(run.made) == with_conditionings
+
+
 def test_an_interrupted_run_goes_on(run, monkeypatch):
     make = graph.Studio.make
 
