@@ -109,8 +109,8 @@ def _cases() -> Iterable[tuple[str, Case]]:
             yield f"SD15/{sampler}/{name}", Case("SD15", options=_rule(*rule), sampler=sampler, steps=5)
         for model in ("demo", "SD3"):
             yield f"{model}/masked/{name}", Case(model, options=_rule(*rule), masked=True)
-            yield f"{model}/every 2/{name}", Case(model, options=_rule(*rule, refresh=2), steps=8)
-        yield f"SD15/every 4/{name}", Case("SD15", options=_rule(*rule, refresh=4), steps=12)
+            yield f"{model}/every 2/{name}", Case(model, options=_rule(*rule, every=2), steps=8)
+        yield f"SD15/every 4/{name}", Case("SD15", options=_rule(*rule, every=4), steps=12)
         yield f"SD15/bfloat16/{name}", Case("SD15", options=_rule(*rule), dtype=torch.bfloat16)
         yield f"SD3/strength .5/{name}", Case("SD3", options=_rule(*rule, strength=0.5))
         yield (

@@ -60,7 +60,9 @@ def stand_in(guider, model_options: dict) -> Callable | None:
     return calc
 
 
-def mask_by_sigma(mask: Tensor | None, guider, model_options: dict, sigmas: Tensor) -> Callable[[Tensor], Tensor | None]:
+def mask_by_sigma(
+    mask: Tensor | None, guider, model_options: dict, sigmas: Tensor
+) -> Callable[[Tensor], Tensor | None]:
     """sigma [batch] -> the mask that ComfyUI applies there (`KSamplerX0Inpaint`), 1 where the latent is free to change.
 
     Differential Diffusion frees more of the latent from step to step.

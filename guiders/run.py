@@ -26,7 +26,7 @@ from .evaluator import Evaluator, Unmeasurable, is_partial
 from .hooks import Hook, leaves_denoised, leaves_predictions, passes_on
 from .options import Options
 from .patches import OURS, blocks_run
-from .report.live import LiveLine, log, warn_user
+from .report.live import LiveLine, begin, log, warn_user
 from .report.record import Recorder, recorder
 from .rng import RNGState
 from .schedule import follow
@@ -57,7 +57,7 @@ def rectified_run(
         yield NoRun()
         return
     follower = follow(options.schedule, guider, model_options) if options.schedule is not None else None
-    run = _started(options, guider, noise, model_options, mask) if options.strength > 0 else NoRun()
+    run = _started(options, guider, noise, model_options, mask) if options.strength != 0 else NoRun()
     try:
         yield run
     finally:  # hooks hold both by weak references: here their lives end
@@ -66,6 +66,7 @@ def rectified_run(
 
 def _started(options, guider, noise, model_options, mask) -> "Run":
     """A run with its hooks in place."""
+    begin()
     check_model(guider.inner_model)
     check_latent(guider.inner_model, noise)
     if options.profile is not None:
@@ -109,7 +110,7 @@ class Run:
         self.ranged = options.start_percent > 0 or options.end_percent < 1
         self.mask = mask
         self.recorder: Recorder = recorder(options, guider)
-        self.live = LiveLine(self.rule.symbol)
+        self.live = LiveLine(self.rule.label)
         self.learned = Learned()
         self.tolerance = tolerance(model, noise)
         kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
@@ -142,12 +143,13 @@ class Run:
 
     def finish(self, samples: Tensor) -> None:
         self.recorder.finish(samples)
+        self.live.finish(self.recorder.cfg)
 
     def on_step(self, executor, x, sigma, *args, **kwargs):
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape, self.measurement = x.shape, None
-        active = self._is_active(sigma)
+        active = self._is_in_range(sigma)
         due = active and self._is_due()
         mask = self._mask_at(x, sigma) if active else None
         self.state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
@@ -165,8 +167,8 @@ class Run:
         count, unseen = sum(cond is not None for cond in conds), model_options.get(UNSEEN, 0)
         self._count(count, unseen)
         state = self.state
-        unseen_here = state is None or not state.active or "context_handler" in model_options
-        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options):
+        unseen_here = state is None or "context_handler" in model_options
+        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active():
             self.recorder.passes["forward"] += count
             return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
@@ -182,7 +184,7 @@ class Run:
     def on_predicted(self, args: dict) -> list[Tensor]:
         """Pre-CFG hook, first of all: predictions that ComfyUI did not make of one batch are seen only here."""
         state, out = self.state, args["conds_out"]
-        if state is None or self.measuring or not state.active:
+        if state is None or self.measuring or not self._is_active():
             return out
         if all(evaluated.index(args["conds"][0]) is None for evaluated in state.evaluated):
             options = args["model_options"]
@@ -197,12 +199,16 @@ class Run:
             self.state.hook = args
         return args["denoised"]
 
-    def _is_active(self, sigma: Tensor) -> bool:
-        """Is the step within the range? Reading sigma waits for the device, and is done only if there is a range."""
-        return not self.given_up and (not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1])
+    def _is_active(self) -> bool:
+        """Is the guidance of this step rectified?"""
+        return not self.given_up and self.state.active
+
+    def _is_in_range(self, sigma: Tensor) -> bool:
+        """Is a step within the range? Reading sigma waits for the device: once a step, and only if there is a range."""
+        return not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1]
 
     def _is_due(self) -> bool:
-        if self.options.uses_profile:
+        if self.options.uses_profile or self.given_up:
             return False
         last = self.measurement.step if self.measurement else None
         return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
@@ -245,15 +251,31 @@ class Run:
     def _ahead(self, here: Callable) -> list[Tensor] | None:
         """The predictions of all conds, if a measurement that is due made them on its way."""
         state, whole = self.state, here([], [])
-        known = self.learned.way is not None and not self.learned.draws and state.measures
+        learned = self.learned
+        known = learned.way is not None and learned.ahead and not learned.draws and state.measures
         if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
             return None
         position = self._position(whole)
-        out = self.estimator.ahead(self._evaluator(whole, position), state)
+        out = self._tried_ahead(self._evaluator(whole, position))
         if out is not None:
             state.ahead_of = whole.conds[position]
             state.evaluated.append(here(out, [d.clone() for d in out]))
         return out
+
+    def _tried_ahead(self, evaluator: Evaluator) -> list[Tensor] | None:
+        """What the estimator makes of the conds; None, now and for the rest of the run, where that fails."""
+        try:
+            return self.estimator.ahead(evaluator, self.state)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            self.state.jt_ones = self.state.graph = None
+            self.learned.ahead = False
+            out_of_memory = comfy.model_management.is_oom(error)
+            log.info("REG: measures after the conds from here on (%s)", error)
+        if out_of_memory:  # what failed is gone by now
+            comfy.model_management.soft_empty_cache()
+        return None
 
     def _position(self, evaluated: Evaluated) -> int:
         """Where the guided cond stands among those evaluated together; the first unless known better."""
@@ -276,13 +298,17 @@ class Run:
 
     def _rectified(self, denoised: Tensor) -> Tensor:
         """The guided prediction of a step with its guidance rectified, or as it is where that cannot be done."""
-        if not self.state.active:
+        if not self._is_active():
             return denoised
         evaluator = self._guidance()
         if evaluator is None:
             self.recorder.unguided += 1
             return denoised
         step = GuidedStep.of(self, evaluator, denoised)
+        rounding = rectification.is_rounding(step.guidance, step.d_cond, step.d_uncond)
+        if self.state.hook.get("cond_scale") == 1 and bool(rounding.all()):  # CFG++ asks for D_u at cfg 1, too
+            self.recorder.unguided += 1
+            return denoised
         self.measuring = True
         try:
             rectified = self._rectify(step, evaluator)
@@ -296,7 +322,8 @@ class Run:
             return denoised
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
         self._report(step, rectified)
-        return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        blended = rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        return torch.where(rounding, denoised, blended)
 
     def _guidance(self) -> Evaluator | None:
         """What the step's guidance is between; None where there is no guidance."""
@@ -332,8 +359,11 @@ class Run:
         return self.rule.reuse(self.measurement.value, step) if self.measurement else None
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
+        first = self.learned.way is None
         if not evaluator.find_way():
             raise Unmeasurable(evaluator.why_no_way())
+        if first and not step.guidance.isfinite().all():
+            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
         before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
         informative = self.rule.is_informative(value)
@@ -371,8 +401,8 @@ class Run:
     def _report(self, step: GuidedStep, rectified: Tensor) -> None:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
+        self.live.step(self.recorder.cfg)
         self.recorder.step(step, rectified, self.measurement.value)
-        self.live.step(self.measurement.value, self.recorder.method, self.recorder.fallback)
 
 
 def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..reg import schedules
 from .hooks import Hook, leaves_denoised, passes_on
 
+COUNTED_IN = ("percent", "sigma")
 SHAPES = ("constant", "linear", "cosine", "interval")
 KEY = "reg schedule"
 RESOLUTION = 1 << 20  # of percent
@@ -39,8 +40,14 @@ class GuidanceSchedule:
     power: float = 4.0  # cosine
     start_percent: float = 0.0  # interval, both ends included
     end_percent: float = 1.0
+    counted_in: str = "percent"  # of the run, or how far sigma has fallen (linear and cosine)
 
     def __post_init__(self):
+        _require(self.counted_in in COUNTED_IN, f"a schedule is counted in percent or in sigma, not {self.counted_in}")
+        _require(
+            self.counted_in == "percent" or self.shape in ("linear", "cosine"),
+            f"a schedule of shape {self.shape} is not counted in sigma: choose percent, or the shape linear or cosine",
+        )
         _require(self.shape in SHAPES, f"a schedule is one of {', '.join(SHAPES)}, not {self.shape}")
         for name in ("cfg", "cfg_end"):
             value = getattr(self, name)
@@ -75,13 +82,17 @@ class GuidanceSchedule:
         low, high = to_sigma(self.end_percent), to_sigma(self.start_percent)
         return schedules.interval(w, low * (1 - SINGLE), high * (1 + SINGLE))
 
-    def cfg_by_sigma(self, to_sigma: ToSigma) -> Callable[[float], float]:
-        """sigma -> cfg, for a model."""
+    def cfg_by_sigma(self, sampling) -> Callable[[float], float]:
+        """sigma -> cfg, for a model of that `model_sampling`."""
+        to_sigma = sampling.percent_to_sigma
         rule = self.rule(to_sigma)
-        return lambda sigma: 1 + rule(percent_of(sigma, to_sigma), sigma)
+        if self.counted_in == "percent":
+            return lambda sigma: 1 + rule(percent_of(sigma, to_sigma), sigma)
+        most, least = float(sampling.sigma_max), float(sampling.sigma_min) * (self.shape == "linear")
+        return lambda sigma: 1 + rule(min(max((most - sigma) / (most - least), 0.0), 1.0), sigma)
 
     def curve(self, count: int = 501) -> tuple[Tensor, Tensor]:
-        """percent [count] and the cfg there [count]."""
+        """Share of the run, or how far sigma has fallen, [count], and the cfg there [count]."""
         percent = torch.linspace(0, 1, count, dtype=torch.float64)
         rule = self.rule(lambda p: 1 - p)  # any decreasing sigma serves
         return percent, torch.tensor([1 + rule(p, 1 - p) for p in percent.tolist()], dtype=torch.float64)
@@ -95,8 +106,8 @@ def percent_of(sigma: float, to_sigma: ToSigma) -> float:
 class Follower:
     """The hooks by which a run follows a schedule. Whoever starts the run keeps it; the hooks do not."""
 
-    def __init__(self, schedule: GuidanceSchedule, to_sigma: ToSigma):
-        self.cfg_by_sigma = cache(schedule.cfg_by_sigma(to_sigma))
+    def __init__(self, schedule: GuidanceSchedule, sampling):
+        self.cfg_by_sigma = cache(schedule.cfg_by_sigma(sampling))
 
     def on_step(self, executor, x, sigma, *args, **kwargs):
         """PREDICT_NOISE wrapper: the guider's cfg of this evaluation, so that cfg = 1 leaves out the unconditional pass."""
@@ -124,7 +135,7 @@ def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_o
     """
     if get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True):
         return None  # the one on the model is used
-    follower = Follower(schedule, guider.inner_model.model_sampling.percent_to_sigma)
+    follower = Follower(schedule, guider.inner_model.model_sampling)
     step, guided = Hook(follower.on_step, passes_on), Hook(follower.on_guided, leaves_denoised)
     add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, step, guider.model_options, is_model_options=True)
     hooks = model_options.get("sampler_post_cfg_function", [])

@@ -89,6 +89,7 @@ class REGDemoPrompt(io.ComfyNode):
                 io.Combo.Input(
                     name,
                     options=[ANY, *map(str, values)],
+                    optional=True,
                     default=ANY,
                     tooltip=f"The {name} to draw; {ANY} leaves it open.",
                 )

@@ -1,11 +1,12 @@
 """Profiles: measure one, save it, load it."""
 
+import re
 from pathlib import Path
 
 import comfy.sample
 import comfy.utils
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..guiders.calibrate import calibrate
 from ..reg import profile as profiles
@@ -15,17 +16,23 @@ FOLDER = "reg_profiles"
 SHIPPED = Path(__file__).parents[1] / "demo" / "profiles"
 CATEGORY = "model/sampling"
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents tell of themselves
+LONGEST_NAME = 200  # bytes, within what every file system takes
+NOT_IN_NAMES = re.compile(  # characters that Windows does not take, and names that are devices there
+    r"""[<>:"/\\|?*]|^\.|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)""", re.IGNORECASE
+)
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
 folder_paths.add_model_folder_path(FOLDER, str(SHIPPED))
 
 
 def safe_path(name: str) -> Path:
-    """Where a profile of this name is saved. Raises ValueError if the name would leave the folder."""
-    plain = name.strip() and name.isprintable() and name == Path(name).name and "\\" not in name
-    if not plain or name.startswith("."):
+    """Where a profile of this name is saved. Raises ValueError if the name would leave the folder, or fits no file."""
+    stem = name.removesuffix(".safetensors")
+    if not stem.strip() or not name.isprintable() or NOT_IN_NAMES.search(stem):
         raise ValueError(f"REG: {name!r} is not a file name: use letters, digits, spaces and dashes.")
-    return Path(folder_paths.models_dir) / FOLDER / f"{name.removesuffix('.safetensors')}.safetensors"
+    if len(stem.encode()) > LONGEST_NAME:
+        raise ValueError(f"REG: the name of the profile is too long: use at most {LONGEST_NAME} letters.")
+    return Path(folder_paths.models_dir) / FOLDER / f"{stem}.safetensors"
 
 
 class REGCalibrate(io.ComfyNode):
@@ -36,8 +43,8 @@ class REGCalibrate(io.ComfyNode):
             display_name="REG Calibrate",
             category=CATEGORY,
             search_aliases=["measure profile", "guidance profile", "calibration", "faster", "REG"],
-            description="Measures a profile of a model: what REG would measure at every step, so that later runs need "
-            "no extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
+            description="Measures a profile of a model: what REG would measure at every step, so that later runs need no extra "
+            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the latent.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, as it will be used."),
                 io.Conditioning.Input("positive", tooltip="A prompt typical of yours."),
@@ -46,12 +53,29 @@ class REGCalibrate(io.ComfyNode):
                     "latent_image", tooltip="An empty latent. Its batch size is the number of samples; 4 is good."
                 ),
                 io.Float.Input(
-                    "cfg", default=4.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance of the sample pictures."
+                    "cfg",
+                    optional=True,
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance of the sample pictures.",
                 ),
-                io.Int.Input("steps", default=12, min=2, max=100, tooltip="Steps of the sample pictures."),
-                io.Int.Input("points", default=8, min=2, max=64, tooltip="Noise levels to measure at.", advanced=True),
+                io.Int.Input(
+                    "steps", optional=True, default=12, min=2, max=100, tooltip="Steps of the sample pictures."
+                ),
+                io.Int.Input(
+                    "points",
+                    optional=True,
+                    default=8,
+                    min=2,
+                    max=64,
+                    tooltip="Noise levels to measure at.",
+                    advanced=True,
+                ),
                 io.Int.Input(
                     "seed",
+                    optional=True,
                     default=0,
                     min=0,
                     max=2**64 - 1,
@@ -63,13 +87,21 @@ class REGCalibrate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, cfg, steps, points, seed) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, latent_image, cfg=4.0, steps=12, points=8, seed=0) -> io.NodeOutput:
         ratios = {name: latent_image[name] for name in RATIOS if name in latent_image}
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
         bar = comfy.utils.ProgressBar(steps + points)
         return io.NodeOutput(
             calibrate(model, positive, negative, latent, cfg, steps, points, seed, bar.update_absolute)
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ValueError: the folder of profiles cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"REG: the folder models/{FOLDER} cannot be made: {error.strerror}.") from error
 
 
 class REGSaveProfile(io.ComfyNode):
@@ -80,20 +112,39 @@ class REGSaveProfile(io.ComfyNode):
             display_name="REG Save Profile",
             category=CATEGORY,
             search_aliases=["guidance profile", "save calibration", "REG"],
-            description=f"Saves a profile to ComfyUI's models/{FOLDER} folder.",
+            description=f"Saves a profile to ComfyUI's models/{FOLDER} folder and says so. Another profile of that name is "
+            "kept unless overwrite is on.",
             inputs=[
                 PROFILE.Input("profile", tooltip="From REG Calibrate."),
-                io.String.Input("name", default="my model", tooltip="File name, without a folder."),
+                io.String.Input("name", optional=True, default="my model", tooltip="File name, without a folder."),
+                io.Boolean.Input(
+                    "overwrite", optional=True, default=False, tooltip="Replace another profile of the same name."
+                ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, profile, name) -> io.NodeOutput:
+    def validate_inputs(cls, name="my model") -> bool:
+        """Raises ValueError: the name would leave the folder."""
+        return bool(name is None or safe_path(name))
+
+    @classmethod
+    def execute(cls, profile, name="my model", overwrite=False) -> io.NodeOutput:
         path = safe_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        profiles.save(profile, path)
-        return io.NodeOutput()
+        here = f"models/{FOLDER}/{path.name}"
+        is_new = not path.exists()
+        if is_new or overwrite:
+            make_folder(path.parent)
+            profiles.save(profile, path)
+        elif not profiles.same(profiles.load(path), profile):
+            raise ValueError(
+                f"REG: {here} exists and holds another profile: choose another name, or turn overwrite on."
+            )
+        made = "Saved as" if is_new else "Saved over" if overwrite else "It is there already:"
+        return io.NodeOutput(
+            ui=ui.PreviewText(f"{made} {here}. REG Load Profile has it after R, which reads the lists anew.")
+        )
 
 
 class REGLoadProfile(io.ComfyNode):
@@ -104,7 +155,7 @@ class REGLoadProfile(io.ComfyNode):
             display_name="REG Load Profile",
             category=CATEGORY,
             search_aliases=["guidance profile", "load calibration", "REG"],
-            description="A profile measured before, for estimator = profile and skip_below.",
+            description="A profile measured before: connect it to the profile input of a REG node.",
             inputs=[
                 io.Combo.Input(
                     "name", options=folder_paths.get_filename_list(FOLDER), tooltip=f"A file in models/{FOLDER}."
@@ -120,4 +171,7 @@ class REGLoadProfile(io.ComfyNode):
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        return io.NodeOutput(profiles.load(Path(folder_paths.get_full_path_or_raise(FOLDER, name))))
+        path = folder_paths.get_full_path(FOLDER, name)
+        if path is None:
+            raise FileNotFoundError(f"REG: there is no profile {name!r} in models/{FOLDER}: choose one of the list.")
+        return io.NodeOutput(profiles.load(Path(path)))

@@ -1,14 +1,10 @@
 """Guidance that changes over a run."""
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
-from torch import Tensor
 
-from ..guiders.schedule import GuidanceSchedule
+from ..guiders.schedule import COUNTED_IN, GuidanceSchedule
+from . import draw
 from .options import SCHEDULE
-
-GROUND, INK, LINE = "#1e1e22", "#d8d8dc", "#6fb7ff"  # reads on ComfyUI's dark nodes and on its light ones
 
 
 class REGSchedule(io.ComfyNode):
@@ -60,6 +56,15 @@ class REGSchedule(io.ComfyNode):
                     ],
                     tooltip="How the guidance scale changes over the run.",
                 ),
+                io.Combo.Input(
+                    "counted_in",
+                    options=list(COUNTED_IN),
+                    default=COUNTED_IN[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="What linear and cosine count: percent, the part of the run as ComfyUI's other nodes count it; or "
+                    "sigma, how far the noise level has fallen, as REG's authors do for EDM2.",
+                ),
             ],
             outputs=[
                 SCHEDULE.Output(display_name="schedule", tooltip="Connect to a REG node."),
@@ -69,9 +74,9 @@ class REGSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, shape: dict) -> io.NodeOutput:
-        schedule = GuidanceSchedule(**shape)
-        image = draw(schedule)
+    def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
+        schedule = GuidanceSchedule(**shape, counted_in=counted_in)
+        image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -82,27 +87,3 @@ def _cfg(tooltip: str, name: str = "cfg", default: float = 5.0) -> io.Float.Inpu
 def _percent(name: str, default: float, verb: str) -> io.Float.Input:
     tooltip = f"Where in sampling guidance {verb}, as in ComfyUI's other nodes."
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
-
-
-def draw(schedule: GuidanceSchedule) -> Tensor:
-    """The curve as an IMAGE [1, height, width, 3], legible at the size of a node."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    percent, cfg = schedule.curve()
-    figure = Figure(figsize=(4.8, 2.9), dpi=100, facecolor=GROUND, layout="tight")
-    axes = figure.add_subplot(facecolor=GROUND)
-    axes.plot(100 * percent, cfg, color=LINE, linewidth=3)
-    axes.axhline(1, color=INK, linewidth=1, linestyle=":")
-    axes.fill_between(100 * percent, 1, cfg, color=LINE, alpha=0.25)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(min(0.0, float(cfg.min())), 1.1 * max(2.0, float(cfg.max())))
-    axes.set_xlabel("percent of the run", color=INK, fontsize=15)
-    axes.set_ylabel("cfg", color=INK, fontsize=15)
-    axes.set_title(schedule.shape, color=INK, fontsize=16)
-    axes.tick_params(colors=INK, labelsize=13)
-    for side in axes.spines.values():
-        side.set_color(INK)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return torch.tensor(np.asarray(canvas.buffer_rgba())).float()[None, ..., :3] / 255

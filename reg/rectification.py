@@ -16,18 +16,23 @@ read that table. The product, the exact worlds and the tests measure with the sa
 """
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from . import per_sample
-from .profile import Profile
 
-# How long a product Jv may be beside v, and how far f may be from 0. J is the posterior's variance over the noise's
-# (Tweedie): at most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks
-# stay within −2 and 3; what is beyond 10 is a fault (an overflow, a kernel gone wrong), not a measurement.
+if TYPE_CHECKING:
+    from .profile import Profile
+
+# How far f may be from 0, and R(g) longer than g. αJ is the posterior's variance over the noise's (Tweedie's formula): at
+# most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks stay within
+# −2 and 3; what is beyond 10 is a fault (an overflow, a kernel gone wrong), not a measurement.
 LARGEST = 10.0
+# How long J g may be beside g where only a ratio of two is used. At the start of a flow model α is 0, and J alone has no
+# such bound: one of the demo networks has 50 there.
+LONGEST = 1000.0
 
 
 class Needs(Enum):
@@ -82,7 +87,7 @@ class Rectification:
         """R(g) [batch, ...] from an earlier value."""
         return value * step.guidance
 
-    def from_profile(self, profile: Profile, step: Step) -> Tensor:
+    def from_profile(self, profile: "Profile", step: Step) -> Tensor:
         """The value that a profile has at this noise level."""
         return _shaped(profile.at(self.curve, step.sigma), step.x)
 
@@ -127,7 +132,7 @@ class Ratio(Rectification):
 
     def measure(self, step):
         g = free(step, step.guidance)
-        rho = jacobian_ratio(g, *step.products(g))
+        rho = jacobian_ratio(g, *step.products(g), step.alpha)
         return self.reuse(rho, step), rho
 
     def reuse(self, value, step):
@@ -161,6 +166,12 @@ def elementwise_factor(jt_ones: Tensor, alpha: Tensor | float) -> Tensor:
     return torch.where(factor.abs() <= LARGEST, factor, 1.0)  # NaN is not
 
 
+def is_rounding(guidance: Tensor, d_cond: Tensor, d_uncond: Tensor) -> Tensor:
+    """Is the guidance of a sample no more than the rounding of D_u + cfg (D_c − D_u) at cfg 1? [batch, 1, ...]."""
+    least = 4 * torch.finfo(guidance.dtype).eps
+    return per_sample.rms(guidance) <= least * (per_sample.rms(d_cond) + per_sample.rms(d_uncond))
+
+
 def trusted(rectified: Tensor, guidance: Tensor) -> Tensor:
     """R(g), and g itself in samples where R(g) is not finite or more than LARGEST times as long: [batch, ...]."""
     return torch.where(per_sample.rms(rectified) <= LARGEST * per_sample.rms(guidance), rectified, guidance)
@@ -188,13 +199,15 @@ def weight_of(step: Step) -> Tensor:
     return weight(*(free(step, v) for v in (step.guidance, step.d_cond, step.d_uncond)))
 
 
-def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor) -> Tensor:
+def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, alpha: Tensor | float = 0.0) -> Tensor:
     """ρ = ⟨g, J_c g⟩ / ⟨g, J_u g⟩ of each sample within [0, 1], [batch, 1, ...].
 
     How much narrower the conditional posterior is than the unconditional one along the guidance; 1 where the
-    unconditional one has no width to compare with, or a product cannot be trusted (see LARGEST).
+    unconditional one has no width to compare with, or a product cannot be trusted: |α J g| is above LARGEST |g|, or,
+    where α is near 0, |J g| above LONGEST |g|.
     """
-    longest = LARGEST * per_sample.rms(guidance)
+    bound = torch.as_tensor(LARGEST / alpha if isinstance(alpha, Tensor) else LONGEST).clamp(max=LONGEST)
+    longest = bound.to(guidance) * per_sample.rms(guidance)
     sound = (per_sample.rms(jc_guidance) <= longest) & (per_sample.rms(ju_guidance) <= longest)
     wide = per_sample.dot(guidance, ju_guidance)
     sound = sound & (wide > 0)

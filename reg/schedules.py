@@ -18,13 +18,19 @@ def constant(w: float) -> Schedule:
 def linear(start: float, end: float) -> Schedule:
     """From `start` at the highest noise to `end` at the clean end (Wang et al., arXiv 2404.13040).
 
-    zhengqigao/REG counts this in sigma for EDM2 (progress = 1 − sigma / sigma_max), in timesteps for DiT.
+    zhengqigao/REG counts this in sigma for EDM2, progress = (sigma_max − sigma) / (sigma_max − sigma_min). For DiT it counts in
+    timesteps, and its flags are not the two ends: w = t (end − start) / (0 − 1000) + start is `start` at the *clean* end and
+    2 start − end at the noisy one, t = 1000 (9.5 for start 5, end 0.5).
     """
     return lambda progress, sigma: start + (end - start) * progress
 
 
 def cosine(w: float, power: float = 4.0) -> Schedule:
-    """w (1 − cos(π progress^power)) / 2, from 0 to w: MDT's power-cosine (Gao et al., arXiv 2303.14389)."""
+    """w (1 − cos(π progress^power)) / 2, from 0 to w: MDT's power-cosine (Gao et al., arXiv 2303.14389).
+
+    zhengqigao/REG counts progress as 1 − t / 1000 for DiT, as 1 − sigma / sigma_max for EDM2. DiT's plain run of it puts the
+    number in the place of cfg, not of w: one less guidance than with REG.
+    """
     return lambda progress, sigma: w * (1 - math.cos(math.pi * progress**power)) / 2
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "benchmarks.cost",
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
+    "holding": "holding",
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_base
-import numpy as np
 import pandas as pd
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -16,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity
 
 from ..demo import models
-from ..reg import estimators, per_sample, rectification, spectral
-from . import decode
+from ..reg import estimators, per_sample, rectification
+from . import decode, spectral
 
 RATIOS = (40.0, 15.0, 6.0, 2.5, 1.0, 0.4, 0.15, 0.05)  # of noise to picture: sigma, where it is not a flow model's
 STEPS = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the difference, over the root mean square of x
@@ -130,13 +129,6 @@ def step_errors(model: comfy.model_base.BaseModel) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def as_markdown(frame: pd.DataFrame) -> str:
-    """A table with three significant digits."""
-    show = lambda value: f"{value:.3g}" if isinstance(value, (float, np.floating)) else str(value)  # noqa: E731
-    lines = ["| " + " | ".join(frame.columns) + " |", "|---" * frame.shape[1] + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(show, row)) + " |" for row in frame.itertuples(index=False)])
-
-
 def write(patcher: ModelPatcher, output: Path, command: str) -> None:
     """Both tables, as CSV and as Markdown."""
     model = in_dtype(patcher.model, torch.float32)
@@ -146,8 +138,8 @@ def write(patcher: ModelPatcher, output: Path, command: str) -> None:
     errors.round(5).to_csv(output / "step-errors.csv", index=False)
     parts = [
         f"# Jacobian facts\n\n`{command}`\n\n{PICTURES} noisy pictures at every noise level; sd is over pictures.",
-        as_markdown(facts),
+        facts.to_markdown(index=False, floatfmt=".3g"),
         "## Relative error of a difference along 1, by its step over the latent's root mean square",
-        as_markdown(errors),
+        errors.to_markdown(index=False, floatfmt=".3g"),
     ]
     (output / "facts.md").write_text("\n\n".join(parts) + "\n")

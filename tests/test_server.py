@@ -99,3 +99,10 @@ def test_a_bad_option_is_refused_in_a_sentence(server):
     bad = graph(server, 4, "elementwise", start_percent=0.8, end_percent=0.2)
     with pytest.raises(PromptError, match="start_percent"):
         server.wait(server.queue(bad))
+
+
+def test_a_version_that_is_not_there_is_refused_in_a_sentence(server):
+    bad = graph(server, 5, None)
+    bad["model"]["inputs"]["version"] = "no such"
+    with pytest.raises(PromptError, match="REG: the demo model has no version 'no such': choose full or weak"):
+        server.wait(server.queue(bad))

@@ -13,6 +13,7 @@ from pack.guiders.options import Options
 from pack.lab import chains, guides, worlds
 from pack.nodes.toy import SEED
 from pack.reg import schedules
+from pack.reg.rectification import RECTIFICATIONS
 
 W = 3.0
 SIGMAS = chains.karras(12)
@@ -46,7 +47,7 @@ def through_comfyui(model, sampler, start):
 )
 def test_whole_chains_are_the_labs(sampler, rule, options):
     pair, model = worlds.classes(SEED), toy.model(SEED)
-    guide = guides.Guide(pair, schedules.constant(W), guides.RECTIFICATIONS[rule])
+    guide = guides.Guide(pair, schedules.constant(W), guides.all_rules()[rule])
     expected = chains.SAMPLERS[sampler](guide, points().double(), SIGMAS)
     found = through_comfyui(on_model(model, options) if options else model, sampler, points())
     error = (found - expected).norm(dim=-1)
@@ -55,7 +56,7 @@ def test_whole_chains_are_the_labs(sampler, rule, options):
 
 
 def test_refreshed_every_few_steps_as_in_the_lab():
-    guide = guides.Guide(worlds.classes(SEED), schedules.constant(W), guides.elementwise, refresh=4)
+    guide = guides.Guide(worlds.classes(SEED), schedules.constant(W), RECTIFICATIONS["elementwise"], refresh=4)
     expected = chains.euler(guide, points().double(), SIGMAS)
     found = through_comfyui(on_model(toy.model(SEED), Options("elementwise", "backward", refresh=4)), "euler", points())
     assert (found - expected).norm(dim=-1).median() < 2e-3

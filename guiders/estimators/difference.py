@@ -1,5 +1,6 @@
 """Jv from the difference of two predictions: one more forward pass, no gradient; every kernel, quantised or compiled."""
 
+import comfy.model_management
 from torch import Tensor
 
 from ...reg import estimators
@@ -24,7 +25,13 @@ class Difference(Estimator):
             return None
         if not evaluator.can_batch_a_probe():
             return None
-        out, state.jt_ones = evaluator.with_probe(self.setting.relative_step)
+        try:
+            out, state.jt_ones = evaluator.with_probe(self.setting.relative_step)
+        except Exception as error:
+            if not comfy.model_management.is_oom(error):
+                raise
+            self.setting.learned.batches_probe = False  # there is no room for one more in the batch
+            return None
         return out
 
     def vjp(self, evaluator, state, v):
@@ -63,6 +70,4 @@ class Difference(Estimator):
 
 def is_interrupt(error: BaseException) -> bool:
     """Did the user stop the run?"""
-    import comfy.model_management
-
     return isinstance(error, comfy.model_management.InterruptProcessingException)

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import comfy.samplers
@@ -19,22 +20,19 @@ import torch
 from ...guiders.attach import on_model
 from ...guiders.checks import describe
 from ...guiders.options import Options
+from ...reg import refresh
 from ...reg.profile import Profile
+from .. import markdown
 from . import models
 
 GPU = torch.cuda.is_available()
-STEPS = 9  # the first is not timed: what it finds out once is no cost of a step
-TARGETS = {  # × CFG: time, peak memory
-    "elementwise, backward": (1.55, None),
-    "elementwise, backward, checkpointed": (None, 1.5),
-    "jacobian, backward": (1.55, None),
-    "jacobian, difference": (1.50, 1.05),
-    "elementwise, difference, batched": (1.35, None),
-    "ratio": (2.0, 1.05),
-    "elementwise, backward, every 4": (1.15, None),
-    "elementwise, difference, batched, every 4": (1.15, None),
-    "ratio, every 4": (1.27, None),
-    "profile": (1.02, 1.05),
+STEPS = 9  # of a run that is timed; with doubling gaps it measures at steps 0, 1, 2, 4 and 8
+LENGTHS = (8, 20, 30, 50)  # of the runs whose cost is worked out from that one
+TARGETS = {  # × CFG: time of a run of 30 steps, peak memory
+    "elementwise, backward": (1.12, 1.30),
+    "elementwise, backward, checkpointed": (None, 1.05),
+    "elementwise, difference": (1.10, 1.05),
+    "profile": (1.01, 1.05),
     "profile, half of the unconditional passes skipped": (0.85, 1.05),
 }
 
@@ -43,8 +41,20 @@ TARGETS = {  # × CFG: time, peak memory
 class Cost:
     """Of one run."""
 
-    seconds: float  # a step
+    steps: list[float]  # seconds of each
     peak: int  # bytes, the weights among them
+    refresh: int = refresh.DOUBLING
+
+    def of(self, measured: bool) -> float:
+        """Seconds of a step that measures, or of one that does not; the first is neither: it finds things out, once."""
+        at = refresh.measured_steps(STEPS, self.refresh)
+        seconds = [time for i, time in enumerate(self.steps) if i and (i in at) == measured]
+        return statistics.median(seconds or self.steps[1:])
+
+    def run(self, length: int) -> float:
+        """Seconds of a run."""
+        more = len(refresh.measured_steps(length, self.refresh)) - 1
+        return self.steps[0] + more * self.of(measured=True) + (length - 1 - more) * self.of(measured=False)
 
 
 def flat_profile(about: dict[str, str], middle: float) -> Profile:
@@ -56,22 +66,14 @@ def flat_profile(about: dict[str, str], middle: float) -> Profile:
 
 def variants(profile: Profile) -> dict[str, Options]:
     """Name -> what is asked of REG."""
-    measured = {
+    return {
         "elementwise, backward": Options("elementwise", "backward", checkpoint="off"),
         "elementwise, backward, checkpointed": Options("elementwise", "backward", checkpoint="always"),
-        "elementwise, difference, batched": Options("elementwise", "difference"),
+        "elementwise, difference": Options("elementwise", "difference"),
+        "elementwise, backward, every step": Options("elementwise", "backward", checkpoint="off", refresh=1),
         "jacobian, backward": Options("jacobian", "backward", checkpoint="off"),
-        "jacobian, backward, checkpointed": Options("jacobian", "backward", checkpoint="always"),
         "jacobian, difference": Options("jacobian", "difference"),
         "ratio": Options("ratio", "difference"),
-    }
-    refreshed = {
-        f"{name}, every 4": Options(o.rectification, o.estimator, refresh=4, checkpoint=o.checkpoint)
-        for name, o in measured.items()
-    }
-    return {
-        **measured,
-        **refreshed,
         "profile": Options("ratio", "profile", profile=profile),
         "profile, half of the unconditional passes skipped": Options(
             "ratio", "profile", profile=profile, skip_below=0.1
@@ -87,14 +89,14 @@ def now() -> float:
 
 
 @torch.inference_mode()
-def sample(model, architecture: models.Architecture, steps: int) -> float:
-    """Seconds per step of an Euler run at cfg 5, the first not counted."""
+def sample(model, architecture: models.Architecture, steps: int) -> list[float]:
+    """Seconds of each step of an Euler run at cfg 5."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(*architecture.prompts())
     guider.set_cfg(5.0)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
-    times = []
+    times = [now()]
     guider.sample(
         noise,
         torch.zeros_like(noise),
@@ -103,7 +105,7 @@ def sample(model, architecture: models.Architecture, steps: int) -> float:
         callback=lambda *args: times.append(now()),
         disable_pbar=True,
     )
-    return (times[-1] - times[0]) / max(1, steps - 1)
+    return [after - before for before, after in pairwise(times)]
 
 
 def peak(model, architecture: models.Architecture) -> int:
@@ -138,23 +140,27 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     costs = {name: [] for name in by_name}
     for _ in range(rounds):
         for name, variant in by_name.items():
-            costs[name].append(Cost(sample(variant, architecture, STEPS), peaks[name]))
+            every = 1 if name.endswith("every step") else refresh.DOUBLING
+            costs[name].append(Cost(sample(variant, architecture, STEPS), peaks[name], every))
     return costs
 
 
 def table(costs: dict[str, list[Cost]]) -> str:
-    """Markdown: median seconds a step, the median over rounds of the ratio to CFG in the same round, peak memory."""
-    lines = ["| guided step | s | time × CFG | target | peak memory × CFG | target |", "|---|---|---|---|---|---|"]
+    """Markdown: medians over rounds of ratios to CFG in the same round, and peak memory."""
+    rows = []
     for name, runs in costs.items():
-        ratio = statistics.median(run.seconds / cfg.seconds for run, cfg in zip(runs, costs["CFG"], strict=True))
+        pairs = list(zip(runs, costs["CFG"], strict=True))
+        steps = [statistics.median(run.of(m) / cfg.of(False) for run, cfg in pairs) for m in (True, False)]
+        lengths = {n: statistics.median(run.run(n) / cfg.run(n) for run, cfg in pairs) for n in LENGTHS}
         memory = runs[0].peak / costs["CFG"][0].peak
         time_target, memory_target = TARGETS.get(name, (None, None))
-        seconds = statistics.median(run.seconds for run in runs)
-        lines.append(
-            f"| {name} | {seconds:.3f} | {ratio:.2f} | {judged(ratio, time_target)} "
-            f"| {memory:.2f} | {judged(memory, memory_target)} |"
-        )
-    return "\n".join(lines)
+        numbers = [f"{value:.2f}" for value in (*steps, *lengths.values())]
+        time, peak = judged(lengths[30], time_target), judged(memory, memory_target)
+        rows.append([name, *numbers, time, f"{memory:.2f}", peak])
+    lengths = [f"{n} steps" for n in LENGTHS]
+    return markdown.table(
+        rows, ["× CFG", "a step that measures", "one that does not", *lengths, "target at 30", "peak memory", "target"]
+    )
 
 
 def judged(value: float, target: float | None) -> str:
@@ -180,8 +186,10 @@ def main() -> None:
     device = torch.cuda.get_device_name() if GPU else f"{platform.machine()} CPU, one thread, the processor's own time"
     parts = [
         f"# What a guided step costs\n\nMade by `{shlex.join(['python3', 'dev.py', 'bench', *sys.argv[1:]])}`. Random weights, "
-        f"batch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}; median of {arguments.rounds} rounds of {STEPS - 1} "
-        f"steps, all in one run. Peak memory is of two steps, the weights among it. {device}, torch {torch.__version__}, "
+        f"batch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}; median of {arguments.rounds} rounds of {STEPS} steps, "
+        f"all in one run, from which the cost of longer runs is worked out. Measured with doubling gaps, at steps 0, 1, 2, 4, "
+        f"8, 16, …, where nothing else is said. "
+        f"Peak memory is of two steps, the weights among it. {device}, torch {torch.__version__}, "
         f"Python {platform.python_version()}."
     ]
     for name in arguments.models:

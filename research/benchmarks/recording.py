@@ -20,9 +20,10 @@ from comfy_execution.graph import DynamicPrompt
 from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 
-from ...guiders import record
 from ...guiders.attach import on_model
 from ...guiders.options import Options
+from ...guiders.report import record
+from .. import markdown
 from . import models
 
 SAMPLER = {"class_type": "KSampler", "inputs": {}}
@@ -73,7 +74,7 @@ def kilobytes(found: record.Record) -> float:
     return sum(kept.numel() * kept.element_size() for kept in [*curves, *(pixels for _, pixels in found.maps)]) / 1000
 
 
-def measure(rectification: str, model, size: int, steps: int, rounds: int, watch: Stopwatch) -> str:
+def measure(rectification: str, model, size: int, steps: int, rounds: int, watch: Stopwatch) -> list[str]:
     """A row of the table."""
     guided = on_model(model, Options(rectification))
     noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0))
@@ -86,9 +87,8 @@ def measure(rectification: str, model, size: int, steps: int, rounds: int, watch
         runs.append((recorded / plain, recorded / steps, watch.seconds / steps, watch.seconds / recorded))
     ratio, step, recording, share = (statistics.median(values) for values in zip(*runs, strict=True))
     kept = kilobytes(record.find(samples))
-    return (
-        f"| {rectification} | {size}² | {step:.3f} | {ratio:.3f} | {1000 * recording:.2f} | {share:.2%} | {kept:.0f} |"
-    )
+    cells = [f"{size}²", f"{step:.3f}", f"{ratio:.3f}", f"{1000 * recording:.2f}", f"{share:.2%}", f"{kept:.0f}"]
+    return [rectification, *cells]
 
 
 def main() -> None:
@@ -107,16 +107,13 @@ def main() -> None:
         for rectification in ("elementwise", "jacobian")
         for size in arguments.sizes
     ]
-    table = [
-        "| rectification | latent | s a step, recorded | × not recorded | recording, ms a step | share | kB kept |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-    ]
+    columns = ["latent", "s a step, recorded", "× not recorded", "recording, ms a step", "share", "kB kept"]
+    table = markdown.table(rows, ["rectification", *columns])
     text = (
         f"Stable Diffusion 1.5's UNet, {arguments.channels} channels, random weights, batch 1, Euler, cfg 5, by backward; "
         f"median of {arguments.rounds} rounds of {arguments.steps} steps, all in one run; seconds of the processor, one "
         f"thread. torch {torch.__version__}, Python {platform.python_version()}.\n"
-        f"Made by `{shlex.join(['python3', 'dev.py', 'recording', *sys.argv[1:]])}`.\n\n" + "\n".join(table) + "\n"
+        f"Made by `{shlex.join(['python3', 'dev.py', 'recording', *sys.argv[1:]])}`.\n\n" + table + "\n"
     )
     print(text)
     if arguments.output:

@@ -23,6 +23,7 @@ from ...guiders.checks import relative_step
 from ...nodes.toy import SEED
 from ...reg import estimators, per_sample
 from ...tests.families import FAMILIES
+from .. import markdown
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PERCENTS = (0.1, 0.5, 0.9)  # of the schedule: much, some and little noise
@@ -183,14 +184,13 @@ def shown(errors: tuple[float, float]) -> str:
 def document(table: list[list[str]], command: str) -> str:
     """The table and what to know of it, as Markdown."""
     columns = ["model", "N", "precision", "schedule", *(f"{shift:g}" for shift in SHIFTS), "default"]
-    lines = ["| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *table]]
     defaults = ", ".join(
         f"{str(dtype).removeprefix('torch.')} {shift:g}/√N and at least {least:g}"
         for dtype, (shift, least) in estimators.SHIFTS.items()
     )
     return f"{HEAD}\n\nMade by `{command}`, torch {torch.__version__}, {platform.machine()} CPU.\n\n" + (
         f"The default steps: {defaults}; never above {estimators.LARGEST_STEP:g}, which is also the step of networks that "
-        f"compute on 8 bits.\n\n" + "\n".join(lines) + "\n"
+        f"compute on 8 bits.\n\n" + markdown.table(table, columns) + "\n"
     )
 
 

@@ -5,11 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...lab.guides import Rectification, Step, each, elementwise, gain, jacobian, kept_by_gain
-from ...lab.guides import ratio as scalar_ratio
-from ...reg import rectification, spectral
+from ...lab.guides import Step
+from ...reg import rectification
+from ...reg.per_sample import dot
+from ...reg.rectification import RECTIFICATIONS, gain
+from .. import spectral
 
-dot = each(lambda a, b: (a * b).sum(tuple(range(1, a.ndim)), keepdim=True))
+Function = Callable[[Step], tuple[Tensor, Tensor | Callable]]  # R(g), and what stands for it (`lab.guides.ByFunction`)
+elementwise, jacobian, scalar_ratio = (RECTIFICATIONS[name].measure for name in ("elementwise", "jacobian", "ratio"))
+
+
+def kept_by_gain(step: Step, rectified: Tensor) -> tuple[Tensor, Tensor]:
+    """Between measurements a rectified guidance is its gain along the guidance."""
+    return rectified, gain(step.guidance, rectified)
 
 
 def spectral_min(step: Step) -> tuple[Tensor, Tensor]:
@@ -96,12 +104,12 @@ def ratio_natural(step: Step) -> tuple[Tensor, Tensor]:
     return bounded(step, step.moved(krylov(step) * step.guidance))
 
 
-def moved_by(rule: Rectification) -> Rectification:
+def moved_by(rule: Function) -> Function:
     """D_c(x + R(g)) in place of D_c(x) + R(g)."""
     return lambda step: kept_by_gain(step, step.moved(rule(step)[0]))
 
 
-def smaller(first: Rectification, second: Rectification) -> Rectification:
+def smaller(first: Function, second: Function) -> Function:
     """Of two rectifications the shorter one, sample by sample."""
 
     def chosen(step: Step) -> tuple[Tensor, Tensor]:
@@ -115,13 +123,13 @@ def characteristic(step: Step, iterations: int = 5) -> tuple[Tensor, Tensor]:
     """The characteristic equation by damped fixed-point iteration (Zheng and Lan, arXiv 2312.07586)."""
     w, delta = step.w, torch.zeros_like(step.x)
     for _ in range(iterations):
-        d_c = step.pair.cond.denoise(step.x + w * delta, step.sigma)
-        d_u = step.pair.uncond.denoise(step.x + (1 + w) * delta, step.sigma)
+        d_c = step.pair.cond.denoise(step.x + w * delta, step.level)
+        d_u = step.pair.uncond.denoise(step.x + (1 + w) * delta, step.level)
         delta = delta + (d_c - d_u) / (1 + w)
     return kept_by_gain(step, step.moved(w * delta))
 
 
-def kept_by_variance(rule: Rectification, per_sample: bool) -> Rectification:
+def kept_by_variance(rule: Function, per_sample: bool) -> Function:
     """Between measurements a factor k follows the Gaussian law k = v / (v + sigma²), with v as it was measured.
 
     The factor is the gain of each sample, or what the rule keeps (the elementwise map).
@@ -130,14 +138,14 @@ def kept_by_variance(rule: Rectification, per_sample: bool) -> Rectification:
     def held(step: Step) -> tuple[Tensor, Callable[[Step], Tensor]]:
         rectified, kept = rule(step)
         factor = gain(step.guidance, rectified) if per_sample else kept
-        odds = step.sigma**2 * factor / (1 - factor.clamp(max=1 - 1e-9))  # v
-        later = lambda s: torch.where(factor < 1, odds / (odds + s.sigma**2), factor)  # noqa: E731
+        odds = step.level**2 * factor / (1 - factor.clamp(max=1 - 1e-9))  # v
+        later = lambda s: torch.where(factor < 1, odds / (odds + s.level**2), factor)  # noqa: E731
         return rectified, lambda s: torch.where(factor > 0, later(s), factor) * s.guidance
 
     return held
 
 
-def kept_by_bands(rule: Rectification) -> Rectification:
+def kept_by_bands(rule: Function) -> Function:
     """Between measurements each band of spatial frequency keeps its own gain within [0, 1]."""
 
     def held(step: Step) -> tuple[Tensor, Callable[[Step], Tensor]]:
@@ -150,7 +158,7 @@ def kept_by_bands(rule: Rectification) -> Rectification:
     return held
 
 
-HOLDS: dict[str, Rectification] = {
+HOLDS: dict[str, Function] = {
     "elementwise-variance": kept_by_variance(elementwise, per_sample=False),
     "jacobian-variance": kept_by_variance(jacobian, per_sample=True),
     "jacobian-bands": kept_by_bands(jacobian),

@@ -9,7 +9,7 @@ import torch
 
 from ...lab import guides, optimal
 from ...reg import schedules
-from .trials import WORLDS, rectification
+from .trials import WORLDS, rule_of
 
 RULES = ("none", "cfg", "elementwise", "jacobian", "natural", "ratio", "characteristic")
 
@@ -37,6 +37,6 @@ def step_errors(world: str, seed: int, w: float, sigma: float, points: int = 300
     exact = optimal.GridTarget(pair, w).denoise(x, sigma)
     found = {"none": pair.cond.denoise(x, sigma)}
     for rule in RULES[1:]:
-        method = rectification("none" if rule == "cfg" else rule, pair)
+        method = rule_of("none" if rule == "cfg" else rule, pair)
         found[rule] = guides.Guide(pair, schedules.constant(w), method)(x, sigma)
     return StepErrors({rule: (d - exact).norm(dim=-1) for rule, d in found.items()})

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import intervals
-from . import steps
+from .. import intervals, markdown
+from . import anisotropy, steps
 from .candidates import CANDIDATES
 from .trials import SCHEDULES, WORLDS, Trial, cached
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "lab"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
+OTHERS = ("steps", "anisotropy", "figures")
 ENDS = ("floor", "exact", "none")
 BASIC = ("elementwise", "jacobian", "natural", "ratio")
 FIELD_WORLDS = tuple(name for name in WORLDS if name.startswith("field"))
@@ -173,17 +174,18 @@ def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def rules_by_world(table: pd.DataFrame) -> str:
     """Rules down, worlds, samplers and w across; each cell a mean and how far its interval goes."""
-    columns = list(dict.fromkeys(zip(table.world, table.sampler, table.w, strict=True)))
-    cells = {
-        (r.rule, r.world, r.sampler, r.w): f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}" for r in table.itertuples()
-    }
-    heads = [" ".join(filter(None, [world, sampler, f"w = {w:g}" if w else ""])) for world, sampler, w in columns]
-    lines = ["| rule | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for rule in dict.fromkeys(table.rule):
-        lines.append(f"| {rule} | " + " | ".join(cells.get((rule, *column), "") for column in columns) + " |")
-    return "\n".join(lines)
+    rows = [
+        {
+            "rule": r.rule,
+            "column": " ".join(filter(None, [r.world, r.sampler, f"w = {r.w:g}" if r.w else ""])),
+            "cell": f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}",
+        }
+        for r in table.itertuples()
+    ]
+    wide = pd.DataFrame(rows).pivot_table("cell", "rule", "column", aggfunc="first", sort=False)
+    return markdown.of(wide.reset_index())
 
 
 def write(name: str, title: str, table: pd.DataFrame, text: str, command: str, folder: Path) -> None:
@@ -216,11 +218,11 @@ def sweep_table(name: str, options: argparse.Namespace) -> None:
     table = TABLES[name]
     rows = results(table.trials(options.quick), options.cache, options.jobs)
     if table.baseline:
-        text = markdown(relative(rows, table.baseline))
+        text = rules_by_world(relative(rows, table.baseline))
         text += f"\n\nGeometric mean of distance over that of {table.baseline} on the same chains"
         text += ", and its 95 % bootstrap interval over chains: below 1 is nearer the target."
     else:
-        text = markdown(summary(rows)) + "\n\nMean over worlds ± half its 95 % bootstrap interval over seeds."
+        text = rules_by_world(summary(rows)) + "\n\nMean over worlds ± half its 95 % bootstrap interval over seeds."
     write(name, table.title, summary(rows), text, command(name, options), options.output)
 
 
@@ -238,7 +240,7 @@ def steps_table(options: argparse.Namespace) -> None:
     blocks = []
     for metric, what in {"wins": "Share of points nearer than CFG", "rms": "RMS error of the prediction"}.items():
         table = summary(rows.assign(world="plane", sampler="one step"), metric)
-        blocks.append(f"{what}:\n\n{markdown(table)}")
+        blocks.append(f"{what}:\n\n{rules_by_world(table)}")
     note = "\n\nMean over noise levels, ± half the 95 % bootstrap interval over mixtures."
     text = "\n\n".join(blocks) + note
     write(
@@ -259,13 +261,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dev.py lab", description="Measure guidance rules in worlds whose answer is known."
     )
-    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, 'steps', 'figures'])}; all if none")
+    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, *OTHERS])}; all if none")
     parser.add_argument("--quick", action="store_true", help="few worlds, seeds and samples")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where results are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where tables and figures go")
     options = parser.parse_args()
-    unknown = set(options.tables) - {*TABLES, "steps", "figures"}
+    unknown = set(options.tables) - {*TABLES, *OTHERS}
     if unknown:
         parser.error(f"no table is called {', '.join(sorted(unknown))}")
     return options
@@ -274,9 +276,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Make the tables and figures that were asked for."""
     options = parse()
-    for name in options.tables or [*TABLES, "steps", "figures"]:
+    for name in options.tables or [*TABLES, *OTHERS]:
         if name == "steps":
             steps_table(options)
+        elif name == "anisotropy":
+            title = "Gaussians that are not isotropic: one step against the exact guidance"
+            write(name, title, *anisotropy.text(), command(name, options), options.output)
         elif name == "figures":
             from .figures import write_all
 

@@ -5,17 +5,19 @@ rectification and how often it is measured anew, as in `cfg`, `interval+ratio`, 
 """
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from joblib import Memory
 from torch import Tensor
 
 from ...lab import chains, fields, guides, measure, optimal, worlds
 from ...reg import schedules
+from ...reg.rectification import RECTIFICATIONS, Rectification
+from ..spectral import SpectralRatio
 from . import candidates
 
 WORLDS: dict[str, Callable[[int], worlds.Pair]] = {
@@ -49,11 +51,6 @@ class Trial:
     steps: int = 40
     samples: int = 1000
 
-    def key(self) -> str:
-        """The address of the result: a digest of the trial and of the code that computes it."""
-        content = json.dumps(asdict(self), sort_keys=True) + code_digest(self.uses_candidate())
-        return hashlib.sha256(content.encode()).hexdigest()
-
     def uses_candidate(self) -> bool:
         """Whether the rectification is one of candidates.py."""
         return self.rule.split("/")[0].partition("+")[2] in candidates.CANDIDATES | candidates.HOLDS
@@ -66,28 +63,26 @@ def code_digest(with_candidates: bool) -> str:
     files = [here / f"{name}.py" for name in ["trials"] + ["candidates"] * with_candidates]
     names = ("worlds", "fields", "optimal", "chains", "guides", "measure")
     files += [root / "lab" / f"{name}.py" for name in names]
-    files += [root / "reg" / f"{name}.py" for name in ("rectification", "rules", "schedules", "spectral")]
+    files += [root / "reg" / f"{name}.py" for name in ("rectification", "refresh", "rules", "schedules")]
+    files += [root / "research" / "spectral.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def rectification(name: str, pair: worlds.Pair) -> guides.Rectification:
-    """A rectification by name; `profile:` in front of ratio or elementwise reads a curve measured on the pair."""
-    measured = {
-        "profile:ratio": (guides.ratio_by_profile, guides.Step.rho),
-        "profile:elementwise": (guides.elementwise_by_profile, lambda step: step.jc(torch.ones_like(step.x))),
-    }
-    if name in measured:
-        make, curve = measured[name]
+def rule_of(name: str, pair: worlds.Pair) -> Rectification:
+    """A rectification by name; `profile:` in front of a rule of the product reads a curve measured on the pair."""
+    if name.startswith("profile:"):
         sigmas = torch.logspace(-1.7, 2, 24, dtype=torch.float64)
-        return make(guides.measure_profile(pair, sigmas, curve, torch.Generator().manual_seed(0)))
-    return (guides.RECTIFICATIONS | candidates.CANDIDATES | candidates.HOLDS)[name]
+        profile = guides.measure_profile(pair, sigmas, torch.Generator().manual_seed(0))
+        return guides.ByProfile(RECTIFICATIONS[name.removeprefix("profile:")], profile)
+    rules = guides.all_rules() | {"spectral": SpectralRatio()}
+    return rules[name] if name in rules else guides.ByFunction((candidates.CANDIDATES | candidates.HOLDS)[name])
 
 
 def guided(rule: str, pair: worlds.Pair, w: float) -> chains.Denoise:
-    """The denoiser of a rule's text that names a schedule."""
-    text, _, every = rule.partition("/")
+    """The denoiser of a rule's text that names a schedule, and how often is measured after a stroke (0: doubling gaps)."""
+    text, _, refresh = rule.partition("/")
     schedule, _, name = text.partition("+")
-    return guides.Guide(pair, SCHEDULES[schedule](w), rectification(name or "none", pair), int(every or 1))
+    return guides.Guide(pair, SCHEDULES[schedule](w), rule_of(name or "none", pair), int(refresh or 1))
 
 
 @dataclass(frozen=True)
@@ -138,12 +133,9 @@ def run(trial: Trial) -> dict[str, float]:
 
 def cached(trial: Trial, cache: Path) -> dict[str, float]:
     """The result of a trial, computed unless the cache holds it: a run that was stopped goes on where it was."""
-    file = cache / trial.key()[:2] / f"{trial.key()}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    result = run(trial)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result))
-    part.replace(file)
-    return result
+    return Memory(cache, verbose=0).cache(result)(trial, code_digest(trial.uses_candidate()))
+
+
+def result(trial: Trial, code: str) -> dict[str, float]:
+    """What the cache holds; the trial and the digest of the code are its address."""
+    return run(trial)

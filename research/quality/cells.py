@@ -1,16 +1,14 @@
-"""One cell of the sweep: a batch of pictures of one prompt, rule, cfg and seed, sampled by ComfyUI and kept by content.
+"""One cell of the sweep: a batch of pictures of one prompt, rule, cfg and seed, sampled by ComfyUI and kept.
 
-The address of a cell is made of everything its pictures depend on but the code: raise VERSION when that changes them.
+A cell is kept by everything that its pictures depend on but the code: raise VERSION when that changes them.
 """
 
 import hashlib
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -20,11 +18,12 @@ import comfy.samplers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
+from joblib import Memory
 from torch import Tensor
 
 from ...demo import models, world
 from ...guiders.calibrate import calibrate
-from ...reg import profile as profiles
+from ...reg.profile import Profile
 from . import rules
 
 VERSION = 2
@@ -49,12 +48,10 @@ class Cell:
     steps: int = 20
     sampler: str = "euler"
 
-    def file(self, cache: Path) -> Path:
-        """Where the cell lies in a cache."""
+    def made_with(self) -> tuple:
+        """What its pictures depend on besides."""
         weak = [digest(WEAK)] if self.rule in rules.AUTO else []
-        content = json.dumps([VERSION, world.VERSION, asdict(self), *weak], sort_keys=True)
-        key = hashlib.sha256(content.encode()).hexdigest()
-        return cache / "cells" / key[:2] / f"{key}.npz"
+        return (VERSION, world.VERSION, *weak)
 
 
 @dataclass
@@ -88,6 +85,8 @@ class Studio:
         self.weights = weights
         self.cache = cache
         self.digest = digest(weights)
+        memory = Memory(cache, verbose=0, compress=True)
+        self._kept, self._profile = (memory.cache(f, ignore=["studio"]) for f in (sampled, calibrated))
 
     def __reduce__(self):
         return Studio, (self.weights, self.cache)  # to another process, without the model
@@ -98,20 +97,15 @@ class Studio:
 
     def get(self, cell: Cell) -> Sampled:
         """The cell, sampled unless the cache has it."""
-        file = cell.file(self.cache)
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}")
-            with part.open("wb") as stream:
-                np.savez_compressed(stream, **asdict(self.sample(cell)))
-            part.replace(file)
-        with np.load(file) as kept:
-            fields = {name: kept[name] for name in kept.files}
-        return Sampled(**{name: value if value.ndim else value.item() for name, value in fields.items()})
+        return self._kept(self, cell, cell.made_with())
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the cache has the cell."""
+        return self._kept.check_call_in_cache(self, cell, cell.made_with())
 
     @torch.inference_mode()
-    def sample(self, cell: Cell) -> Sampled:
-        """Sample a cell as KSampler does."""
+    def latents(self, cell: Cell) -> Tensor:
+        """What KSampler makes of a cell, pixels in about −1 to 1: [batch, 3, h, w]."""
         model = rules.patch(cell.rule, self.model, cell.cfg, self.profile)
         guider = rules.guider(cell.rule, model, weak_model, conditioning([cell.prompt]), conditioning([""]))
         guider.set_cfg(1.0 if cell.rule == "none" else cell.cfg)
@@ -120,9 +114,13 @@ class Studio:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler(sampling), cell.steps)
         sampler = comfy.samplers.sampler_object(cell.sampler)
         noise = comfy.sample.prepare_noise(latent, cell.seed)
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
+
+    def sample(self, cell: Cell) -> Sampled:
+        """The pictures of a cell, and what they cost."""
         start = time.process_time()
         with counted(self.model.model.diffusion_model) as passes:
-            x = guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
+            x = self.latents(cell)
         return Sampled(
             pictures=to_pictures(x),
             clipped=(x.abs() > 1).float().mean((1, 2, 3)).numpy(),
@@ -131,18 +129,21 @@ class Studio:
             seconds=time.process_time() - start,
         )
 
-    def profile(self) -> profiles.Profile:
+    def profile(self) -> Profile:
         """The model's profile, measured once."""
-        file = self.cache / "profiles" / f"{self.digest}.safetensors"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            prompts = [prompt for prompt in CALIBRATION_PROMPTS for _ in range(2)]
-            latent = torch.zeros(len(prompts), 3, world.SIZE, world.SIZE)
-            found = calibrate(self.model, conditioning(prompts), conditioning([""]), latent, **CALIBRATION)
-            part = file.with_suffix(f".{os.getpid()}")  # several processes may measure it at the same time
-            profiles.save(found, part)
-            part.replace(file)
-        return profiles.load(file)
+        return self._profile(self, self.digest, VERSION)
+
+
+def sampled(studio: Studio, cell: Cell, made_with: tuple) -> Sampled:
+    """What a studio keeps; the cell and `made_with` are its address."""
+    return studio.sample(cell)
+
+
+def calibrated(studio: Studio, model: str, version: int) -> Profile:
+    """A profile of the studio's model, by its digest."""
+    prompts = [prompt for prompt in CALIBRATION_PROMPTS for _ in range(2)]
+    latent = torch.zeros(len(prompts), 3, world.SIZE, world.SIZE)
+    return calibrate(studio.model, conditioning(prompts), conditioning([""]), latent, **CALIBRATION)
 
 
 @cache

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from .. import markdown
 from . import rules
-from .tables import as_table, interval, markdown, over_cfg, over_prompts
+from .tables import interval, over_cfg, over_prompts, rules_by_cfg
 
 LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
@@ -38,7 +39,7 @@ def equal_accuracy(means: pd.DataFrame, base: str | None = None) -> str:
             continue
         found = [at_accuracy(means, rule, x) - (at_accuracy(means, base, x) if base else 0) for x in levels]
         rows.append([rule, *map(entry_of, found)])
-    return as_table(["rule", *(f"accuracy {x:g}" for x in levels)], rows)
+    return markdown.table(rows, ["rule", *(f"accuracy {x:g}" for x in levels)])
 
 
 def entry_of(found: np.ndarray) -> str:
@@ -55,8 +56,8 @@ def contest(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     )
     parts = [f"## The contenders\n\n{shared}"]
     parts += [f"Distance to the target less CFG's at the same cfg:\n\n{over_cfg(means)}"]
-    parts += [f"Distance to the target:\n\n{markdown(means, 'target')}"]
-    parts += [f"Condition accuracy:\n\n{markdown(means, 'accuracy')}"]
+    parts += [f"Distance to the target:\n\n{rules_by_cfg(means, 'target')}"]
+    parts += [f"Condition accuracy:\n\n{rules_by_cfg(means, 'accuracy')}"]
     parts += [f"Distance to the target at equal condition accuracy:\n\n{equal_accuracy(means)}"]
     parts += [f"The same less that of {base}, in pairs:\n\n{equal_accuracy(means, base)}" for base in BASES]
     return "\n\n".join(parts), means

@@ -2,33 +2,26 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
+from ...lab import figures
 from . import rules
 from .cells import Cell, Studio
 from .tables import EXTREMES
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 GRID_CFG, GRID_COLUMNS = 5.0, 12
-COLOURS = {
-    "none": "#888888",
-    "cfg": "#222222",
-    rules.BEST[0]: "#c0883a",
+COLOURS = figures.COLOURS | {
+    rules.BEST[0]: "#b8860b",
     rules.BEST[1]: "#7a4fc0",
-    "elementwise": "#3a7fc0",
-    "jacobian": "#2e9e5b",
-    "jacobian natural": "#96d9ae",
-    "ratio": "#c03a6b",
-    "c2fg": "#d9a400",
-    "ratio profile": "#e8718f",
-    "ratio every 4": "#7a1f44",
-    "elementwise every 4": "#74b3e8",
-    "jacobian every 4": "#8fce3c",
+    "jacobian natural": figures.COLOURS["natural"],
+    "c2fg": figures.COLOURS["characteristic"],
+    "ratio profile": "#e8a5cb",
+    "ratio every 4": "#7a1f5a",
+    "elementwise every 4": "#6baed6",
+    "jacobian every 4": "#74c9ad",
 }
 NAMES = {
     "accuracy": "condition accuracy",
@@ -44,7 +37,8 @@ LINES = ("none", "cfg", *rules.BEST, "elementwise", "jacobian natural", "jacobia
 
 def front(means: pd.DataFrame, lines: tuple[str, ...], x: str, y: str, path: Path, title: str) -> None:
     """A line for each rule through its cfgs."""
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="tight")
+    figure = Figure(figsize=(8, 5.5), layout="tight")
+    axes = figure.subplots()
     for rule, group in means.groupby("rule", sort=False):
         if rule not in lines:
             continue
@@ -69,17 +63,18 @@ def front(means: pd.DataFrame, lines: tuple[str, ...], x: str, y: str, path: Pat
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def cost_plot(means: pd.DataFrame, path: Path) -> None:
     """Distance to the target against cost, every rule, at the cfg where most rules are."""
     cfg = means.cfg.mode()[0]
     at = means[means.cfg == cfg]
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="tight")
+    figure = Figure(figsize=(9, 5.5), layout="tight")
+    axes = figure.subplots()
     cost = at.seconds / at[at.rule == "cfg"].seconds.iloc[0]
-    axes.plot(cost, at.target, "o", color="#3a7fc0")
-    axes.vlines(cost, at["target low"], at["target high"], color="#3a7fc0", alpha=0.4)
+    colours = [COLOURS.get(rule, "#666666") for rule in at.rule]
+    axes.scatter(cost, at.target, color=colours)
+    axes.vlines(cost, at["target low"], at["target high"], colors=colours, alpha=0.4)
     for c, row in zip(cost, at.itertuples(), strict=True):
         axes.annotate(row.rule, (c, row.target), fontsize=7, xytext=(4, 3), textcoords="offset points")
     axes.set_xlabel("processor time over CFG's")
@@ -87,7 +82,6 @@ def cost_plot(means: pd.DataFrame, path: Path) -> None:
     axes.set_title(f"cfg {cfg:g}", fontsize=10)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def grid(studio: Studio, cells: list[Cell], prompt: str, path: Path) -> list[str]:

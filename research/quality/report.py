@@ -8,7 +8,7 @@ from . import rules
 from .cells import PROMPTS, SEARCH_SEEDS, Cell, Studio
 from .contest import contest
 from .plots import GRID_CFG, grid, plots
-from .tables import REPLICATED, cost_table, interval_table, markdown, over_cfg, over_prompts, table
+from .tables import REPLICATED, cost_table, interval_table, over_cfg, over_prompts, rules_by_cfg, table
 
 TABLES = {  # column: title
     "target": "Distance to the exact target of guidance (mean over attributes; smaller is better)",
@@ -47,7 +47,7 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: i
     means.drop(columns=drop).round(5).to_csv(output / "means.csv", index=False)
     text, contenders = contest(every[every.rule.isin(rules.CONTENDERS)])
     parts = [heading(frame, means, command), text]
-    parts += [f"## {title}\n\n{markdown(means, name)}" for name, title in TABLES.items()]
+    parts += [f"## {title}\n\n{rules_by_cfg(means, name)}" for name, title in TABLES.items()]
     parts += [f"## Distance to the target less CFG's, with paired intervals\n\n{over_cfg(means)}"]
     parts += [f"## Cost of a picture\n\n{cost_table(means)}"]
     if searched:

@@ -13,13 +13,15 @@ from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch.nn.functional import cosine_similarity
 
-from ...guiders import step
 from ...guiders.attach import on_model
 from ...guiders.autoguidance import AutoGuider
 from ...guiders.options import Options
 from ...guiders.schedule import GuidanceSchedule, percent_of
-from ...reg import estimators, rectification, schedules, spectral
+from ...reg import schedules
 from ...reg.profile import Profile
+from ...reg.rectification import RECTIFICATIONS, Elementwise, Jacobian, Rectification
+from ...reg.refresh import DOUBLING
+from ..spectral import SpectralRatio
 
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
@@ -35,9 +37,9 @@ class Exponential:
 
     cfg: float
 
-    def cfg_by_sigma(self, to_sigma):
+    def cfg_by_sigma(self, sampling):
         rule = schedules.exponential(self.cfg - 1, DECAY)
-        return lambda sigma: 1 + rule(percent_of(sigma, to_sigma), sigma)
+        return lambda sigma: 1 + rule(percent_of(sigma, sampling.percent_to_sigma), sigma)
 
 
 def rectified(**options) -> Patch:
@@ -71,7 +73,7 @@ class Adaptive:
     def __init__(self, cfg: float):
         self.cfg = cfg
 
-    def cfg_by_sigma(self, to_sigma):
+    def cfg_by_sigma(self, sampling):
         self.aligned = False  # a run begins
         return lambda sigma: 1.0 if self.aligned else self.cfg
 
@@ -88,19 +90,7 @@ def adaptive(model: ModelPatcher, cfg: float) -> ModelPatcher:
     return model
 
 
-class Spectral(step.Ratio):
-    """The ratio band by band; not in the product."""
-
-    def measure(self, step):
-        probe = estimators.probe(step.x, step.guidance, step.relative_step)
-        cond, uncond = step.denoise_both(probe.x)
-        products = probe.product(step.d_cond, cond), probe.product(step.d_uncond, uncond)
-        w = rectification.weight(step.guidance, step.d_cond, step.d_uncond)
-        rectified = spectral.ratio(step.guidance, *products, w, spectral.bands(*step.x.shape[-2:]))
-        return rectified, rectification.gain(step.guidance, rectified)
-
-
-class ElementwiseOfAnother(step.Elementwise):
+class ElementwiseOfAnother(Elementwise):
     """Broken on purpose: the map of the picture before in the batch."""
 
     def measure(self, step):
@@ -108,7 +98,7 @@ class ElementwiseOfAnother(step.Elementwise):
         return factor.roll(1, 0) * step.guidance, factor
 
 
-class JacobianOfAnother(step.Jacobian):
+class JacobianOfAnother(Jacobian):
     """Broken on purpose: the rectified guidance of the picture before in the batch."""
 
     def measure(self, step):
@@ -123,15 +113,17 @@ class WrongSign(Options):
         object.__setattr__(self, "strength", -1.0)
 
 
-def replaced(rectification: str, rectifier: step.Rectifier, **options) -> Patch:
-    """REG with its rectification replaced by another for the length of a run."""
+def replaced(rule: Rectification, **options) -> Patch:
+    """REG with a rule that is not the product's, or in the place of one, for the length of a run."""
+    known = mock.patch.dict(RECTIFICATIONS, {rule.name: rule})
 
     def within(executor, *args, **kwargs):
-        with mock.patch.dict(step.RECTIFIERS, {rectification: rectifier}):
+        with known:
             return executor(*args, **kwargs)
 
     def patch(model: ModelPatcher, cfg: float) -> ModelPatcher:
-        model = on_model(model, Options(rectification=rectification, **options))
+        with known:
+            model = on_model(model, Options(rule.name, **options))
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "reg replaced", within)
         return model
 
@@ -142,7 +134,8 @@ def plain(model: ModelPatcher, cfg: float) -> ModelPatcher:
     return model
 
 
-RATIO = {"rectification": "ratio", "estimator": "difference"}
+RATIO = {"rectification": "ratio", "estimator": "difference", "refresh": 1}
+BACKWARD = {"estimator": "backward", "refresh": 1}
 RULES: dict[str, Patch] = {
     "cfg": plain,
     **{named("interval", ends): interval(*ends) for ends in INTERVALS},
@@ -153,20 +146,21 @@ RULES: dict[str, Patch] = {
     "apg": lambda model, cfg: APG.execute(model, 0.0, 0.0, -0.5).args[0],
     "zero": lambda model, cfg: CFGZeroStar.execute(model).args[0],
     "fresca": lambda model, cfg: FreSca.execute(model, 1.0, 1.25, 8).args[0],
-    "elementwise": rectified(rectification="elementwise", estimator="backward"),
-    "elementwise difference": rectified(rectification="elementwise", estimator="difference"),
+    "elementwise": rectified(rectification="elementwise", **BACKWARD),
+    "elementwise difference": rectified(rectification="elementwise", estimator="difference", refresh=1),
     "elementwise every 4": rectified(rectification="elementwise", estimator="difference", refresh=4),
-    "jacobian": rectified(rectification="jacobian", estimator="backward"),
-    "jacobian natural": rectified(rectification="jacobian", estimator="difference"),
-    "jacobian small step": rectified(rectification="jacobian", estimator="difference", step=0.01),
+    "jacobian": rectified(rectification="jacobian", **BACKWARD),
+    "jacobian natural": rectified(rectification="jacobian", estimator="difference", refresh=1),
+    "jacobian small step": rectified(rectification="jacobian", estimator="difference", step=0.01, refresh=1),
     "jacobian every 4": rectified(rectification="jacobian", estimator="difference", refresh=4),
     "ratio": rectified(**RATIO),
-    "ratio every 4": rectified(**RATIO, refresh=4),
-    "spectral ratio": replaced("ratio", Spectral(), estimator="difference"),
-    "broken: elementwise of another": replaced("elementwise", ElementwiseOfAnother()),
-    "broken: elementwise, wrong sign": lambda model, cfg: on_model(model, WrongSign("elementwise")),
-    "broken: jacobian of another": replaced("jacobian", JacobianOfAnother()),
-    "broken: jacobian, wrong sign": lambda model, cfg: on_model(model, WrongSign("jacobian")),
+    **{f"{name} doubling": rectified(rectification=name, refresh=DOUBLING) for name in RECTIFICATIONS},
+    "ratio every 4": rectified(**RATIO | {"refresh": 4}),
+    "spectral ratio": replaced(SpectralRatio(), estimator="difference", refresh=1),
+    "broken: elementwise of another": replaced(ElementwiseOfAnother(), refresh=1),
+    "broken: elementwise, wrong sign": lambda model, cfg: on_model(model, WrongSign("elementwise", refresh=1)),
+    "broken: jacobian of another": replaced(JacobianOfAnother(), refresh=1),
+    "broken: jacobian, wrong sign": lambda model, cfg: on_model(model, WrongSign("jacobian", refresh=1)),
 }
 AUTO = {
     "autoguidance": plain,

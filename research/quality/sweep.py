@@ -76,12 +76,12 @@ def has_weak(weights: Path) -> bool:
 def fill(studio: Studio, wanted: list[Cell], minutes: float, jobs: int) -> list[Cell]:
     """Sample what is missing for so long; gives the cells that are there."""
     end = time.monotonic() + 60 * minutes
-    missing = [cell for cell in wanted if not cell.file(studio.cache).is_file()] if minutes else []
+    missing = [cell for cell in wanted if not studio.has(cell)] if minutes else []
     with ProcessPoolExecutor(jobs) as pool:
         progress = tqdm(pool.map(partial(make, studio.weights, studio.cache, end), missing), total=len(missing))
         for _ in progress:
             pass
-    return [cell for cell in wanted if cell.file(studio.cache).is_file()]
+    return [cell for cell in wanted if studio.has(cell)]
 
 
 def make(weights: Path, cache: Path, end: float, cell: Cell) -> None:

@@ -1,7 +1,7 @@
 """Numbers of what was sampled: a row for each prompt, rule and cfg, means over the prompts, Markdown tables of them."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import chain, repeat
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .. import decode
+from .. import decode, markdown
 from . import measures
 from .cells import SEARCH_SEEDS, Cell, Sampled, Studio, parse_prompt
 
@@ -108,27 +108,21 @@ def interval(value: float, replicates: np.ndarray) -> np.ndarray:
     return value + np.percentile(replicates - replicates.mean(), INTERVAL)
 
 
-def as_table(columns: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """Markdown."""
-    lines = [" | ".join(row) for row in (columns, *rows)]
-    return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
-
-
 def over_cfg(means: pd.DataFrame) -> str:
     """Distance to the target less CFG's at the same cfg, in pairs: the same noises, the same bootstrap draws."""
     base = means[means.rule == "cfg"].set_index("cfg")
-    rows = {}
-    for r in means[(means.rule != "cfg") & means.cfg.isin(base.index)].to_dict("records"):
-        other = base.loc[r["cfg"]]
-        less = r["target"] - other["target"]
-        low, high = interval(less, r["target replicates"] - other["target replicates"])
-        rows.setdefault(r["rule"], {})[r["cfg"]] = f"{less:+.3f} ({low:+.3f} to {high:+.3f})"
-    cfgs = sorted(base.index)
-    columns = ["rule", *(f"cfg {cfg:g}" for cfg in cfgs)]
-    return as_table(columns, ([rule, *(row.get(cfg, "") for cfg in cfgs)] for rule, row in rows.items()))
+    others = means[(means.rule != "cfg") & means.cfg.isin(base.index)]
+
+    def entry(row: pd.Series) -> str:
+        other = base.loc[row.cfg]
+        less = row.target - other.target
+        low, high = interval(less, row["target replicates"] - other["target replicates"])
+        return f"{less:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    return by_rule_and_cfg(others, entry)
 
 
-def markdown(means: pd.DataFrame, name: str) -> str:
+def rules_by_cfg(means: pd.DataFrame, name: str) -> str:
     """One quantity, rules by cfg."""
     digits = {"clipped": 2, "off": 2, "frechet": 2}.get(name, 3)
 
@@ -136,19 +130,22 @@ def markdown(means: pd.DataFrame, name: str) -> str:
         text = f"{row[name]:.{digits}f}"
         return f"{text} ({row[f'{name} low']:.3f}–{row[f'{name} high']:.3f})" if name in EXTREMES else text
 
+    return by_rule_and_cfg(means, entry)
+
+
+def by_rule_and_cfg(means: pd.DataFrame, entry: Callable[[pd.Series], str]) -> str:
+    """Rules down, in their order; cfgs across, ascending; in each cell the entry of its row."""
     shown = means.assign(entry=means.apply(entry, axis=1)).pivot(index="rule", columns="cfg", values="entry")
-    shown = shown.reindex(means.rule.unique()).fillna("")
-    columns = ["rule", *(f"cfg {cfg:g}" for cfg in shown.columns)]
-    return as_table(columns, ([rule, *row] for rule, row in zip(shown.index, shown.values, strict=True)))
+    return markdown.of(shown.reindex(means.rule.unique()).rename(columns="cfg {:g}".format).reset_index())
 
 
 def cost_table(means: pd.DataFrame) -> str:
     """What a picture costs, at the cfg where most rules are."""
     at = means[means.cfg == means.cfg.mode()[0]]
     base = at[at.rule == "cfg"].seconds.iloc[0]
-    columns = ["rule", "forward passes", "reverse passes", "processor time / CFG's"]
+    columns = ("rule", "forward passes", "reverse passes", "processor time / CFG's")
     rows = ([r.rule, f"{r.forward:g}", f"{r.reverse:g}", f"{r.seconds / base:.2f}"] for r in at.itertuples())
-    return as_table(columns, rows)
+    return markdown.table(rows, columns)
 
 
 def interval_table(frame: pd.DataFrame) -> str:
@@ -160,4 +157,4 @@ def interval_table(frame: pd.DataFrame) -> str:
     )
     columns = ["rule", "target", "conditional", "accuracy", "distance to the world, %"]
     seeds = " and ".join(map(str, SEARCH_SEEDS))
-    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n{as_table(columns, rows)}"
+    return f"Cfg {frame.cfg[0]:g}, seeds {seeds}, which nothing else uses.\n\n{markdown.table(rows, columns)}"

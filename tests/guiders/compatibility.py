@@ -186,9 +186,7 @@ PROMPTS = [
     Use("GLIGEN", WITHIN),
     Use("unCLIP (pictures in the prompt)", WITHIN),
     Use("inpaint models", WITHIN),
-    Use(
-        "model sampling nodes (shifts, v, x0, LCM, zero SNR, EDM)", "CFG, with α and the range of the new schedule"
-    ),
+    Use("model sampling nodes (shifts, v, x0, LCM, zero SNR, EDM)", "CFG, with α and the range of the new schedule"),
     Use("areas, masks, default prompts", BLENDED),
     Use("prompts of a part of the schedule", BLENDED, "Of those that take part in the step."),
     Use(

@@ -351,7 +351,7 @@ def test_differential_diffusion(model, options, strength):
     first, last = (sampling.timestep(sigmas_of(model)[i]) for i in (0, -1))
 
     def free(sigma):
-        begun = MASK >= (sampling.timestep(sigma[0]) - last) / (first - last)
+        begun = (sampling.timestep(sigma[0]) - last) / (first - last) <= MASK
         return torch.lerp(MASK, begun.float(), strength)
 
     check_run(model, options, RUNS["soft mask"], patch, free)

@@ -106,8 +106,14 @@ def test_both_evaluations_of_a_step_are_rectified_and_one_is_measured(model, sam
 
 
 @pytest.mark.parametrize("sampler", CFG_PP)
-def test_cfg_pp_at_cfg_1_is_left_as_it_is(model, sampler):
-    """There the unconditional pass is made for the sampler alone: no guidance, nothing to rectify."""
+@pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
+def test_cfg_pp_at_cfg_1_changes_no_bit(model, sampler, options):
+    """There the unconditional pass is made for the sampler alone: no guidance, nothing to rectify, nothing measured."""
+    network = model.model.diffusion_model
     plain, _ = sampled(tiny.guider(model, 1.0), sampler)
-    answer, _ = sampled(tiny.guider(on_model(model, BACKWARD), 1.0), sampler)
-    torch.testing.assert_close(answer, plain, rtol=1e-5, atol=1e-5)
+    before = network.evaluated
+    answer, _ = sampled(tiny.guider(on_model(model, options), 1.0), sampler)
+    assert torch.equal(answer, plain)
+    spent = network.evaluated - before
+    sampled(tiny.guider(model, 1.0), sampler)
+    assert spent == network.evaluated - before - spent

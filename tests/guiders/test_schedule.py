@@ -17,13 +17,15 @@ from pack.devtools.client import PromptError
 from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule, percent_of
+from pack.nodes.draw import schedule as draw
 from pack.nodes.guidance import REGGuider
-from pack.nodes.schedule import REGSchedule, draw
+from pack.nodes.schedule import REGSchedule
 from pack.tests.guiders import tiny
 
 X = tiny.latent() * 2
 TIMES = (999, 800, 500, 250, 60)  # of a model with 1000 timesteps
-LINEAR = GuidanceSchedule("linear", 1.5, cfg_end=6.0)
+START, END = 5.0, 0.5  # their flags cfg_scale and end_scale
+LINEAR = GuidanceSchedule("linear", 1 + 2 * START - END, cfg_end=1 + START)
 COSINE = GuidanceSchedule("cosine", 6.0, power=2.0)
 INTERVAL = GuidanceSchedule("interval", 6.0, start_percent=0.2, end_percent=0.6)
 CONSTANT = GuidanceSchedule("constant", 6.0)
@@ -33,12 +35,10 @@ REG = Options("elementwise", "backward", refresh=1)
 
 
 def dit_linear(t):
-    """zhengqigao/REG, DiT, cfg_type reg_linear (and linear): w = t k + start, k = (end − start) / (0 − 1000).
-
-    Their `cfg_scale` and `end_scale` are values at t = 0 and t = 1000; in their words the run ends at `cfg_scale`.
-    """
-    at_zero, at_thousand = LINEAR.cfg_end - 1, LINEAR.cfg - 1
-    return t * (at_thousand - at_zero) / 1000 + at_zero
+    """zhengqigao/REG, DiT/forward_with_cfg.py, reg_linear and linear: k = (end_scale − start_scale) / (0 − 1000) and
+    w = t k + start_scale, as written there. That is 2 · start − end at t = 1000 and start at t = 0: end is nowhere."""
+    k = (END - START) / (0 - 1000)
+    return t * k + START
 
 
 def dit_cosine(t):
@@ -95,6 +95,38 @@ def test_with_reg_the_same_w_is_rectified(model, schedule, w_of):
         w = w_of(t * 1000 / 999 if schedule.shape in ("linear", "cosine") else t)
         (same,) = tiny.predict(tiny.guider(on_model(model, REG), cfg=1 + w), point)
         torch.testing.assert_close(d, same, rtol=1e-4, atol=1e-4)
+
+
+def edm_linear(t, guidance=2.0, end_scale=0.5, sigma_min=0.002, sigma_max=80.0):
+    """zhengqigao/REG, EDM/generate_images.py, reg_linear and linear; t is their sigma."""
+    k = (guidance - end_scale) / (sigma_max - sigma_min)
+    return k * (t - sigma_max) + guidance
+
+
+def edm_cosine(t, guidance=2.0, s=4.0, sigma_max=80.0):
+    """zhengqigao/REG, EDM/generate_images.py, reg_cosine and cosine."""
+    progress = 1.0 - t / sigma_max
+    return (1 - math.cos(math.pi * progress**s)) * 0.5 * guidance
+
+
+@pytest.mark.parametrize(
+    ("schedule", "w_of"),
+    [
+        (GuidanceSchedule("linear", 3.0, cfg_end=1.5, counted_in="sigma"), edm_linear),
+        (GuidanceSchedule("cosine", 3.0, power=4.0, counted_in="sigma"), edm_cosine),
+    ],
+    ids=["linear", "cosine"],
+)
+def test_counted_in_sigma_it_is_the_authors_for_edm2(schedule, w_of):
+    class EDM2:  # its noise levels
+        sigma_min, sigma_max = torch.tensor(0.002), torch.tensor(80.0)
+
+        def percent_to_sigma(self, percent):
+            raise AssertionError("percent is not asked for")
+
+    cfg = schedule.cfg_by_sigma(EDM2())
+    for sigma in (80.0, 40.0, 9.7, 2.0, 0.3, 0.002):
+        assert cfg(sigma) - 1 == pytest.approx(w_of(sigma), abs=1e-6)
 
 
 @pytest.mark.parametrize("options", [PLAIN, REG], ids=["plain", "reg"])
@@ -201,7 +233,6 @@ def test_refused_on_the_node_in_one_sentence(values, words):
 
 @every
 def test_its_picture(schedule):
-    pytest.importorskip("matplotlib")
     picture = draw(schedule)
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
     assert 0 <= picture.min() < picture.max() <= 1
@@ -211,7 +242,7 @@ def test_its_picture(schedule):
 @every
 def test_its_curve_is_what_runs_do(model, schedule):
     percent, cfg = schedule.curve(11)
-    by_sigma = schedule.cfg_by_sigma(model.model.model_sampling.percent_to_sigma)
+    by_sigma = schedule.cfg_by_sigma(model.model.model_sampling)
     inside = list(range(1, 10))  # at the ends ComfyUI's sigma is a stand-in for infinity and zero
     sigmas = [float(model.model.model_sampling.percent_to_sigma(percent[i].item())) for i in inside]
     assert [by_sigma(sigma) for sigma in sigmas] == pytest.approx(cfg[inside].tolist(), abs=1e-3)
@@ -219,7 +250,8 @@ def test_its_curve_is_what_runs_do(model, schedule):
 
 def test_the_schema_offers_each_shape():
     schema = REGSchedule.define_schema()
-    (shape,) = schema.inputs
+    shape, counted_in = schema.inputs
+    assert (counted_in.default, counted_in.options) == ("percent", ["percent", "sigma"])
     assert [option.key for option in shape.options] == ["constant", "linear", "cosine", "interval"]
     for option in shape.options:
         values = {i.id: i.default for i in option.inputs} | {"shape": option.key}

@@ -49,10 +49,8 @@ def test_page_tells_of_everything(node, language):
     names = locales.phrases(language)
     assert text.startswith(f"# {names[schema.display_name]}\n")
     inputs = [entry for socket in schema.inputs for entry in [socket, *getattr(socket, "get_all", list)()]]
-    described = rows(text)
-    assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(
-        documented
-    )
+    told_of = rows(text)
+    assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(told_of)
     for entry in schema.inputs:
         for option in getattr(entry, "options", None) or []:
             value = str(getattr(option, "key", option))
@@ -69,21 +67,21 @@ def shown_as(value, language: str) -> str:
 
 @each_page
 def test_defaults_are_the_nodes(node, language):
-    documented = rows(page(node, language))
+    told_of = rows(page(node, language))
     for entry in SCHEMAS[node].inputs:
         default = getattr(entry, "default", None)
         if default is not None:
             shown = shown_as(default, language)
             words = {"en": f"Default: {shown}.", "ja": f"既定値：{shown}。"}[language]
-            assert described[entry.id][0].endswith(words), entry.id
+            assert told_of[entry.id][0].endswith(words), entry.id
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_shared_options_are_explained_alike(language):
     shared = ["rectification", "strength", "estimator", "every", "skip_below", "profile", "schedule"]
-    pages = [documented for node in SCHEMAS if "estimator" in (documented := rows(page(node, language)))]
+    pages = [told_of for node in SCHEMAS if "estimator" in (told_of := rows(page(node, language)))]
     assert len(pages) >= 3
-    texts = {name: len({tuple(described[name]) for documented in pages}) for name in shared}
+    texts = {name: len({tuple(told_of[name]) for told_of in pages}) for name in shared}
     assert texts == {**dict.fromkeys(shared, 1), "rectification": 2}  # AutoGuidance has a default of its own
 
 

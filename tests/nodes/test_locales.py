@@ -33,9 +33,7 @@ def test_every_phrase_is_translated_and_no_other(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_file_is_up_to_date(language):
     """After a change of a schema or of the phrases: `python -m devtools.locales` writes the files."""
-    known = locales.phrases(language)
-    if set(WANTED) != set(known):
-        pytest.skip("phrases are missing")
+    known = {phrase: phrase for phrase in WANTED} | locales.phrases(language)
     expected = locales.text(locales.translated(DEFINITIONS, known.__getitem__))
     assert (locales.LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8") == expected
 

@@ -8,7 +8,6 @@ from safetensors import safe_open
 from scipy import stats
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
-pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
 from pack.demo import world
 from pack.research import decode, target

@@ -84,7 +84,9 @@ def test_effective_cfg_is_reproduced_by_plain_guidance(model, strength):
 def test_numbers_of_a_step(model):
     """Against their definitions, for a map kept."""
     g, r, kept = (tiny.latent(batch=1, seed=seed) for seed in (1, 2, 3))
-    step = type("Step", (), dict(guidance=g, sigma=torch.tensor([2.0]), strength=1.0, d_cond=g / 3, d_uncond=0 * g, mask=None))
+    step = type(
+        "Step", (), dict(guidance=g, sigma=torch.tensor([2.0]), strength=1.0, d_cond=g / 3, d_uncond=0 * g, mask=None)
+    )
     sigma, mean, spread, plain, cfg, correction = record._measures(step, r, kept)
     assert sigma == 2
     torch.testing.assert_close(mean, kept.mean())

@@ -5,7 +5,9 @@ import torch
 
 from pack.lab import fields, guides, optimal, worlds
 from pack.reg import rectification, schedules
+from pack.reg.rectification import RECTIFICATIONS
 from pack.research.lab import candidates
+from pack.research.spectral import SpectralRatio
 
 
 def noisy(pair, sigma, n=20):
@@ -42,18 +44,18 @@ def test_newton_is_exact_for_gaussians_that_are_not_aligned(sigma):
 def test_one_gradient_of_newton_is_the_ratio_along_the_guidance():
     pair, w = askew(), 3.0
     step = step_of(pair, noisy(pair, 1.0), 1.0, w)
-    ratio = guides.gain(step.guidance, guides.ratio(step)[0])
-    turned = guides.gain(step.guidance, candidates.krylov(step) * step.jc(step.guidance))
+    ratio = rectification.gain(step.guidance, RECTIFICATIONS["ratio"].measure(step)[0])
+    turned = rectification.gain(step.guidance, candidates.krylov(step) * step.jc(step.guidance))
     torch.testing.assert_close(turned, ratio)
 
 
 def test_local_and_shrunk_ratios_become_the_plain_one_at_the_end_of_their_scale():
     pair = fields.mixed_field(0, 0.3, n=8)
     step = step_of(pair, noisy(pair, 1.0), 1.0, 3.0)
-    plain = guides.ratio(step)[0]
+    plain = RECTIFICATIONS["ratio"].measure(step)[0]
     torch.testing.assert_close(candidates.local_ratio(step, width=1e3)[0], plain)
     torch.testing.assert_close(candidates.spectral_shrunk(step, prior=1e9)[0], plain, rtol=1e-6, atol=1e-6)
-    spectral = guides.spectral_ratio(step)[0]
+    spectral = SpectralRatio().measure(step)[0]
     torch.testing.assert_close(candidates.spectral_shrunk(step, prior=0.0)[0], spectral)
 
 
@@ -70,11 +72,11 @@ def test_variance_law_is_exact_where_the_conditional_is_a_gaussian():
     """J_c = v / (v + sigma²) at every later step, from one measurement."""
     cond = worlds.line([1], [0.8], [0.5])
     pair = worlds.Pair(cond, worlds.line([1], [-0.2], [1.3]))
-    rule = candidates.HOLDS["jacobian-variance"]
+    rule = guides.ByFunction(candidates.HOLDS["jacobian-variance"])
     guide = guides.Guide(pair, schedules.constant(3.0), rule, refresh=100)
     for sigma in (5.0, 2.0, 0.7, 0.1):
         x = noisy(pair, sigma)
-        expected = guides.Guide(pair, schedules.constant(3.0), guides.jacobian)(x, sigma)
+        expected = guides.Guide(pair, schedules.constant(3.0), RECTIFICATIONS["jacobian"])(x, sigma)
         torch.testing.assert_close(guide(x, sigma), expected)
 
 

@@ -1,5 +1,7 @@
 """Trials, their cache and their tables."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -14,10 +16,13 @@ def test_a_trial_is_computed_once(tmp_path, monkeypatch):
     assert trials.cached(TRIAL, tmp_path) == first
 
 
-def test_the_address_tells_trials_and_code_apart(monkeypatch):
-    keys = {TRIAL.key(), trials.Trial("plane", 11, "cfg+ratio/4", 3.0, samples=50, steps=7).key()}
+def test_another_trial_and_other_code_are_computed_anew(tmp_path, monkeypatch):
+    trials.cached(TRIAL, tmp_path)
+    monkeypatch.setattr(trials, "run", lambda trial: {"distance": trial.steps})
+    assert trials.cached(replace(TRIAL, steps=7), tmp_path) == {"distance": 7}
+    assert trials.cached(TRIAL, tmp_path) != {"distance": 6}
     monkeypatch.setattr(trials, "code_digest", lambda with_candidates: "other code")
-    assert len(keys | {TRIAL.key()}) == 3
+    assert trials.cached(TRIAL, tmp_path) == {"distance": 6}
 
 
 @pytest.mark.parametrize("world", trials.WORLDS)
@@ -46,9 +51,11 @@ def test_table_has_a_line_a_rule_and_a_column_a_setting():
         for rule in ("none", "cfg")
         for seed in range(3)
     ]
-    text = tables.markdown(tables.summary(pd.DataFrame(rows)))
-    assert text.splitlines()[0] == "| rule | plane euler w = 1 | plane euler w = 3 |"
-    assert text.splitlines()[2].startswith("| none | 2.000 ± ")
+    text = tables.rules_by_world(tables.summary(pd.DataFrame(rows)))
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert head == ["rule", "plane euler w = 1", "plane euler w = 3"]
+    assert [line[0] for line in lines] == ["none", "cfg"]
+    assert all(cell.startswith("2.000 ± ") for line in lines for cell in line[1:])
 
 
 def test_relative_distance_is_paired():

@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
-pytest.importorskip("ot", reason="needs POT: python3 dev.py test")
 
 import numpy as np
 import pandas as pd
@@ -45,8 +44,9 @@ def test_an_accuracy_that_no_cfg_reaches_is_not_made_up():
 
 def test_noise_that_two_rules_share_is_none_of_their_difference():
     assert contest.reached(MEANS) == [0.8, 0.85, 0.9, 0.95]
-    table = contest.equal_accuracy(MEANS, "cfg").splitlines()
-    assert table[2] == "| ratio | -0.030 (-0.030 to -0.030) | -0.030 (-0.030 to -0.030) |  |  |"
+    line = contest.equal_accuracy(MEANS, "cfg").splitlines()[2]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["ratio", "-0.030 (-0.030 to -0.030)", "-0.030 (-0.030 to -0.030)", "", ""]
 
 
 def test_a_line_that_turns_back_is_read_at_the_highest_accuracy_so_far():

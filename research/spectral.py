@@ -5,10 +5,12 @@ For Gaussian fields each frequency is a direction of its own, and the ratio is e
 [batch, ..., height, width].
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from . import rectification
+from ..reg import rectification
 
 
 def bands(height: int, width: int, count: int = 8) -> Tensor:
@@ -53,6 +55,22 @@ def scale(v: Tensor, factors: Tensor, index: Tensor) -> Tensor:
     """Multiply each band of v by its factor: [batch, ..., h, w], [batch, bands] -> [batch, ..., h, w]."""
     gains = factors[:, index].view(len(v), *[1] * (v.ndim - 3), *index.shape)
     return torch.fft.ifft2(gains * torch.fft.fft2(v)).real
+
+
+class SpectralRatio(rectification.Rectification):
+    """The ratio band by band, as a rule; its gain along the guidance stands for it."""
+
+    name, label, symbol, colour = "spectral", "ratio by bands", "gain", "#9467bd"
+    needs, curve = rectification.Needs.JVP_BOTH, "rho"
+
+    def __init__(self, bands: Callable[[int, int], Tensor] = bands):
+        self.bands = bands
+
+    def measure(self, step):
+        g = rectification.free(step, step.guidance)
+        index = self.bands(*step.x.shape[-2:])
+        rectified = ratio(g, *step.products(g), rectification.weight_of(step), index)
+        return rectified, rectification.gain(g, rectified)
 
 
 def ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, w: Tensor | float, index: Tensor) -> Tensor:

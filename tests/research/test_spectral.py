@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pack.reg import rectification, spectral
+from pack.reg import rectification
+from pack.research import spectral
 
 SHAPES = [(3, 8, 8), (3, 4, 9, 12), (2, 4, 3, 8, 16)]
 
