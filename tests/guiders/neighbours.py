@@ -54,9 +54,7 @@ def copies_of_conds(model, noise=False):
             fixed = torch.linspace(-1, 1, text.cond.numel()).view(text.cond.shape)
             change = torch.randn(text.cond.shape) if noise else fixed
             part["model_conds"]["c_crossattn"] = text._copy_with(text.cond + 0.5 * change)
-        return comfy.samplers.calc_cond_batch(
-            args["model"], conds, args["input"], args["sigma"], args["model_options"]
-        )
+        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])
 
     model = model.clone()
     model.set_model_sampler_calc_cond_batch_function(calc)
