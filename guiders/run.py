@@ -118,7 +118,7 @@ class Run:
         kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
         step = options.step or relative_step(model, noise)
         self.estimator = kind(
-            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self._fell_back)
+            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self.recorder.fall_back)
         )
         self.measurement: Measurement | None = None
         self.value: Tensor | None = None  # what stands for the Jacobian in this step
@@ -426,10 +426,6 @@ class Run:
                 reason = f"an extra pass failed: {reason}"
         self.recorder.fallback = f"guidance left as it is: {reason}"
         warn_user(f"the guidance stays as it is from here on: {reason}")
-
-    def _fell_back(self, reason: str) -> None:
-        self.recorder.fallback = reason
-        warn_user(reason)
 
     def _report(self, step: GuidedStep, rectified: Tensor) -> None:
         """Tell the recorder and the live line of a step."""
