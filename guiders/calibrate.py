@@ -10,10 +10,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..reg import estimators, per_sample, rectification
-from ..reg.profile import Profile
+from ..reg.profile import RANGES, Profile
 from .checks import describe, relative_step
 from .patches import OURS
 from .step import alpha
+
+MOST_EFFECT = RANGES["effect"][1]
+MOST_STEPS, MOST_POINTS = 1000, 1000
 
 
 def calibrate(
@@ -29,11 +32,18 @@ def calibrate(
 ) -> Profile:
     """A profile from as many pictures as `latent` [batch, ...] has, at `points` noise levels.
 
-    It takes 2 steps + 5 points evaluations of the model.
+    It takes 2 + 2 steps + 5 points evaluations of the model.
 
     Raises:
-        ValueError: the latent holds several tensors (video with sound), or the conditioning makes no difference.
+        ValueError: the latent holds several tensors (video with sound), a conditioning is empty or makes no difference,
+            the model predicts NaN, or a number is out of range; the message says which.
     """
+    for what, number, most in (("steps", steps, MOST_STEPS), ("points", points, MOST_POINTS)):
+        if not 2 <= number <= most:
+            raise ValueError(f"REG: {what} must be between 2 and {most}, not {number}.")
+    for what, conditioning in (("positive", positive), ("negative", negative)):
+        if not conditioning:
+            raise ValueError(f"REG: the {what} conditioning is empty: connect a prompt.")
     if latent.is_nested:
         raise ValueError("REG: latents of several parts cannot be profiled: use estimator = difference with every = 4.")
     model = model.clone()
@@ -59,10 +69,12 @@ class Calibration(comfy.samplers.Sampler):
         self.about: dict[str, str] = {}
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
+        self._require_guidance(model_wrap, extra_args["model_options"], noise, sigmas[0])
         total = len(sigmas) - 1 + self.points
         euler = comfy.samplers.sampler_object("euler")
         step = lambda i, *_: self.progress(i + 1, total)  # noqa: E731
         x0 = euler.sample(model_wrap, sigmas, extra_args, step, noise, latent_image, *args, **kwargs)
+        _require_finite(x0)
         model = model_wrap.inner_model
         self.about = describe(model, noise.shape[1]) | {
             "model": type(model.model_config).__name__,
@@ -73,6 +85,19 @@ class Calibration(comfy.samplers.Sampler):
             self.rows.insert(0, self._measure(model_wrap, extra_args["model_options"], x0, sigma))
             self.progress(done, total)
         return x0
+
+    def _require_guidance(self, guider, model_options: dict, noise: Tensor, sigma: Tensor) -> None:
+        """Refuse, before anything is sampled, what has no guidance to measure. Raises ValueError."""
+        model, sigmas = guider.inner_model, sigma.expand(len(noise)).contiguous()
+        x = model.model_sampling.noise_scaling(sigmas, noise, torch.zeros_like(noise), True)
+        conds = [guider.conds["positive"], guider.conds["negative"]]
+        cond, uncond = comfy.samplers.calc_cond_batch(model, conds, x, sigmas, model_options)
+        _require_finite(cond, uncond)
+        if rectification.is_rounding(cond - uncond, cond, uncond).all():
+            raise ValueError(
+                "REG: the model predicts the same with the positive conditioning as with the negative one, so there is "
+                "no guidance to measure: connect two different prompts."
+            )
 
     def _measure(self, guider, model_options: dict, x0: Tensor, sigma: Tensor) -> dict[str, Tensor]:
         """One point of each curve."""
@@ -96,10 +121,19 @@ class Calibration(comfy.samplers.Sampler):
             "sigmas": sigma,
             "factor": rectification.elementwise_factor(jt_ones, scale).transpose(0, 1).flatten(1).mean(1),
             "gain": rectification.gain(guidance, scale * jc).mean(),
-            "rho": rectification.jacobian_ratio(guidance, jc, ju).mean(),
-            "effect": (per_sample.rms(guidance) / per_sample.rms(cond).clamp(min=1e-6)).mean(),
+            "rho": rectification.jacobian_ratio(guidance, jc, ju, scale).mean(),
+            "effect": (per_sample.rms(guidance) / per_sample.rms(cond).clamp(min=1e-6)).mean().clamp(max=MOST_EFFECT),
         }
 
     def curves(self) -> dict[str, Tensor]:
         """Sigmas and curves, sigmas ascending."""
         return {name: torch.stack([row[name] for row in self.rows]).float().cpu() for name in self.rows[0]}
+
+
+def _require_finite(*predictions: Tensor) -> None:
+    """Raises ValueError."""
+    if not all(bool(prediction.isfinite().all()) for prediction in predictions):
+        raise ValueError(
+            "REG: the model predicts NaN or infinite values, so there is nothing to measure: "
+            "see that it makes a picture first, without REG."
+        )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..reg import estimators
-from ..reg.profile import Profile
+from ..reg.profile import DAMAGED, Profile
 from .autograd.weights import rounds_activations
 
 NO_DENOISER = "REG: this model has no denoiser: connect a diffusion model, as a checkpoint loader gives it."
@@ -40,6 +40,8 @@ def check_profile(profile: Profile, model, channels: int) -> None:
                 f"REG: this profile was measured on a model with {name} {there} and this one has {here}: "
                 "measure one for this model with REG Calibrate."
             )
+    if profile.factor.shape[1] != channels:  # than it says of itself
+        raise ValueError(DAMAGED)
 
 
 def describe(model, channels: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts
+from torch import Tensor
 
 from .autograd.checkpointing import blocks
 
@@ -57,6 +58,19 @@ def stand_in(guider, model_options: dict) -> Callable | None:
         return patch({"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options})
 
     return calc
+
+
+def mask_by_sigma(
+    mask: Tensor | None, guider, model_options: dict, sigmas: Tensor
+) -> Callable[[Tensor], Tensor | None]:
+    """sigma [batch] -> the mask that ComfyUI applies there (`KSamplerX0Inpaint`), 1 where the latent is free to change.
+
+    Differential Diffusion frees more of the latent from step to step.
+    """
+    changed = model_options.get("denoise_mask_function")
+    if mask is None or changed is None:
+        return lambda sigma: mask
+    return lambda sigma: changed(sigma, mask, extra_options={"model": guider, "sigmas": sigmas})
 
 
 def merges_tokens(model_options: dict) -> bool:

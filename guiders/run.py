@@ -38,9 +38,16 @@ UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance o
 
 @contextmanager
 def rectified_run(
-    options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict, mask: Tensor | None = None
+    options: Options,
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    model_options: dict,
+    mask: Callable[[Tensor], Tensor | None] = lambda sigma: None,
 ) -> Iterator["Run | NoRun"]:
     """Rectify the guidance of the sampling within. `model_options` must be the run's own copy.
+
+    Args:
+        mask: sigma [batch] -> the denoise mask in force there (`patches.mask_by_sigma`).
 
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
@@ -94,7 +101,7 @@ class NoRun:
 class Run:
     """What is decided once a run, and the hooks that ComfyUI calls in each of its steps."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Tensor | None):
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Callable):
         self.options, self.guider, self.rule = options, guider, options.rule
         model = guider.inner_model
         self.sampling = model.model_sampling
@@ -142,8 +149,10 @@ class Run:
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape, self.measurement = x.shape, None
-        due = self._is_due(sigma)
-        self.state = StepState(x, sigma, due, self._mask_at(x), RNGState(x.device) if due else None)
+        active = self._is_in_range(sigma)
+        due = active and self._is_due()
+        mask = self._mask_at(x, sigma) if active else None
+        self.state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
         try:
             return self._rectified(executor(x, sigma, *args, **kwargs))
         finally:
@@ -159,9 +168,9 @@ class Run:
         self._count(count, unseen)
         state = self.state
         unseen_here = state is None or "context_handler" in model_options
-        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active(sigma):
+        if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active():
             self.recorder.passes["forward"] += count
-            return calc(model, conds, x, sigma, model_options)
+            return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
         if count == 2 == len(conds) and self._skips(sigma):
             return self._without_uncond(here)
@@ -175,7 +184,7 @@ class Run:
     def on_predicted(self, args: dict) -> list[Tensor]:
         """Pre-CFG hook, first of all: predictions that ComfyUI did not make of one batch are seen only here."""
         state, out = self.state, args["conds_out"]
-        if state is None or self.measuring or not self._is_active(args["sigma"]):
+        if state is None or self.measuring or not self._is_active():
             return out
         if all(evaluated.index(args["conds"][0]) is None for evaluated in state.evaluated):
             options = args["model_options"]
@@ -190,19 +199,23 @@ class Run:
             self.state.hook = args
         return args["denoised"]
 
-    def _is_active(self, sigma: Tensor) -> bool:
-        """Is the step within the range? Reading sigma waits for the device, and is done only if there is a range."""
-        return not self.given_up and (not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1])
+    def _is_active(self) -> bool:
+        """Is the guidance of this step rectified?"""
+        return not self.given_up and self.state.active
 
-    def _is_due(self, sigma: Tensor) -> bool:
-        if self.options.uses_profile or not self._is_active(sigma):
+    def _is_in_range(self, sigma: Tensor) -> bool:
+        """Is a step within the range? Reading sigma waits for the device: once a step, and only if there is a range."""
+        return not self.ranged or self.range[0] <= float(sigma.flatten()[0]) <= self.range[1]
+
+    def _is_due(self) -> bool:
+        if self.options.uses_profile or self.given_up:
             return False
         last = self.measurement.step if self.measurement else None
         return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
 
-    def _mask_at(self, x: Tensor) -> Tensor | None:
-        fits = self.mask is not None and self.mask.ndim == x.ndim and self.mask.shape[1:] == x.shape[1:]
-        return self.mask if fits else None
+    def _mask_at(self, x: Tensor, sigma: Tensor) -> Tensor | None:
+        mask = self.mask(sigma)
+        return mask if mask is not None and mask.shape[1:] == x.shape[1:] else None
 
     def _count(self, count: int, unseen: int) -> None:
         passes = self.recorder.passes
@@ -211,8 +224,9 @@ class Run:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
 
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
-        """ComfyUI's own evaluation, and whether a cache answered it."""
-        if not self.state.measures:
+        """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
+        measures = self.state is not None and self.state.measures
+        if self.measuring or (self.learned.blocks["ComfyUI"] and not measures):
             return calc(model, conds, *args), False
         with blocks_run(getattr(model, "diffusion_model", None)) as ran:
             out = calc(model, conds, *args)
@@ -237,19 +251,31 @@ class Run:
     def _ahead(self, here: Callable) -> list[Tensor] | None:
         """The predictions of all conds, if a measurement that is due made them on its way."""
         state, whole = self.state, here([], [])
-        known = self.learned.way is not None and not self.learned.draws and state.measures
+        learned = self.learned
+        known = learned.way is not None and learned.ahead and not learned.draws and state.measures
         if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
             return None
         position = self._position(whole)
-        try:
-            out = self.estimator.ahead(self._evaluator(whole, position), state)
-        except Unmeasurable as error:
-            self._give_up(error)
-            return None
+        out = self._tried_ahead(self._evaluator(whole, position))
         if out is not None:
             state.ahead_of = whole.conds[position]
             state.evaluated.append(here(out, [d.clone() for d in out]))
         return out
+
+    def _tried_ahead(self, evaluator: Evaluator) -> list[Tensor] | None:
+        """What the estimator makes of the conds; None, now and for the rest of the run, where that fails."""
+        try:
+            return self.estimator.ahead(evaluator, self.state)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            self.state.jt_ones = self.state.graph = None
+            self.learned.ahead = False
+            out_of_memory = comfy.model_management.is_oom(error)
+            log.info("REG: measures after the conds from here on (%s)", error)
+        if out_of_memory:  # what failed is gone by now
+            comfy.model_management.soft_empty_cache()
+        return None
 
     def _position(self, evaluated: Evaluated) -> int:
         """Where the guided cond stands among those evaluated together; the first unless known better."""
@@ -272,13 +298,17 @@ class Run:
 
     def _rectified(self, denoised: Tensor) -> Tensor:
         """The guided prediction of a step with its guidance rectified, or as it is where that cannot be done."""
-        if not self._is_active(self.state.sigma):
+        if not self._is_active():
             return denoised
         evaluator = self._guidance()
         if evaluator is None:
             self.recorder.unguided += 1
             return denoised
         step = GuidedStep.of(self, evaluator, denoised)
+        rounding = rectification.is_rounding(step.guidance, step.d_cond, step.d_uncond)
+        if self.state.hook.get("cond_scale") == 1 and bool(rounding.all()):  # CFG++ asks for D_u at cfg 1, too
+            self.recorder.unguided += 1
+            return denoised
         self.measuring = True
         try:
             rectified = self._rectify(step, evaluator)
@@ -292,7 +322,8 @@ class Run:
             return denoised
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
         self._report(step, rectified)
-        return rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        blended = rectification.blend(step.d_cond, step.guidance, rectified, step.strength)
+        return torch.where(rounding, denoised, blended)
 
     def _guidance(self) -> Evaluator | None:
         """What the step's guidance is between; None where there is no guidance."""
@@ -328,8 +359,11 @@ class Run:
         return self.rule.reuse(self.measurement.value, step) if self.measurement else None
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
+        first = self.learned.way is None
         if not evaluator.find_way():
             raise Unmeasurable(evaluator.why_no_way())
+        if first and not step.guidance.isfinite().all():
+            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
         before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
         informative = self.rule.is_informative(value)

@@ -45,6 +45,7 @@ class StepState:
 
     x: Tensor
     sigma: Tensor
+    active: bool  # is it within the range that is rectified?
     measures: bool  # is a measurement due?
     mask: Tensor | None = None  # 1 where the latent is free to change
     rng: RNGState | None = None  # before the first evaluation, in a step that measures
@@ -82,6 +83,7 @@ class Learned:
 
     way: Way | None = None
     graph: GraphOptions | None = None
+    ahead: bool = True  # can a measurement be made while ComfyUI evaluates the conds?
     batches_probe: bool | None = None  # may a probe be in the batch of the conds?
     draws: bool = False  # does an evaluation draw random numbers?
     blocks: Counter = field(default_factory=Counter)  # how many blocks of the network run at the most, by kind of pass

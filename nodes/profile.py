@@ -1,5 +1,6 @@
 """Profiles: measure one, save it, load it."""
 
+import re
 from pathlib import Path
 
 import comfy.sample
@@ -15,17 +16,23 @@ FOLDER = "reg_profiles"
 SHIPPED = Path(__file__).parents[1] / "demo" / "profiles"
 CATEGORY = "model/sampling"
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents tell of themselves
+LONGEST_NAME = 200  # bytes, within what every file system takes
+NOT_IN_NAMES = re.compile(  # characters that Windows does not take, and names that are devices there
+    r"""[<>:"/\\|?*]|^\.|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)""", re.IGNORECASE
+)
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
 folder_paths.add_model_folder_path(FOLDER, str(SHIPPED))
 
 
 def safe_path(name: str) -> Path:
-    """Where a profile of this name is saved. Raises ValueError if the name would leave the folder."""
-    plain = name.strip() and name.isprintable() and name == Path(name).name and "\\" not in name
-    if not plain or name.startswith("."):
+    """Where a profile of this name is saved. Raises ValueError if the name would leave the folder, or fits no file."""
+    stem = name.removesuffix(".safetensors")
+    if not stem.strip() or not name.isprintable() or NOT_IN_NAMES.search(stem):
         raise ValueError(f"REG: {name!r} is not a file name: use letters, digits, spaces and dashes.")
-    return Path(folder_paths.models_dir) / FOLDER / f"{name.removesuffix('.safetensors')}.safetensors"
+    if len(stem.encode()) > LONGEST_NAME:
+        raise ValueError(f"REG: the name of the profile is too long: use at most {LONGEST_NAME} letters.")
+    return Path(folder_paths.models_dir) / FOLDER / f"{stem}.safetensors"
 
 
 class REGCalibrate(io.ComfyNode):
@@ -89,6 +96,14 @@ class REGCalibrate(io.ComfyNode):
         )
 
 
+def make_folder(folder: Path) -> None:
+    """Raises ValueError: the folder of profiles cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"REG: the folder models/{FOLDER} cannot be made: {error.strerror}.") from error
+
+
 class REGSaveProfile(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -120,7 +135,7 @@ class REGSaveProfile(io.ComfyNode):
         here = f"models/{FOLDER}/{path.name}"
         is_new = not path.exists()
         if is_new or overwrite:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             profiles.save(profile, path)
         elif not profiles.same(profiles.load(path), profile):
             raise ValueError(
@@ -156,4 +171,7 @@ class REGLoadProfile(io.ComfyNode):
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        return io.NodeOutput(profiles.load(Path(folder_paths.get_full_path_or_raise(FOLDER, name))))
+        path = folder_paths.get_full_path(FOLDER, name)
+        if path is None:
+            raise FileNotFoundError(f"REG: there is no profile {name!r} in models/{FOLDER}: choose one of the list.")
+        return io.NodeOutput(profiles.load(Path(path)))

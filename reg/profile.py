@@ -4,22 +4,37 @@ In exact worlds the ratio hardly depends on the sample and not at all on w, so o
 """
 
 import json
+import os
+import stat
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialized
+from safetensors.torch import save as serialized
 from torch import Tensor
+
+from .rectification import LARGEST
 
 FORMAT = "reg profile 1"
 CURVES = ("factor", "gain", "rho", "effect")
 LARGEST_FILE = 1 << 20  # bytes; a real one has a few thousand
+STORED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+RANGES = {  # of what can be measured
+    "sigmas": (1e-6, 1e6),
+    "factor": (-LARGEST, LARGEST),
+    "gain": (0.0, 1.0),  # both are clamped where they are measured
+    "rho": (0.0, 1.0),
+    "effect": (0.0, 1e3),  # a part of the prediction
+}
+DAMAGED = "REG: this profile is damaged: measure it again with REG Calibrate."
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Curves over `sigmas` [n], ascending.
+    """Curves over `sigmas` [n], ascending, within RANGES.
 
     Raises:
         ValueError: the curves are malformed.
@@ -36,9 +51,10 @@ class Profile:
         curves = {name: getattr(self, name) for name in ("sigmas", *CURVES)}
         n = self.sigmas.numel()
         sound = all(c.ndim == 1 + (name == "factor") and len(c) == n and c.numel() for name, c in curves.items())
-        sound = sound and n >= 2 and all(bool(c.isfinite().all()) for c in curves.values())
-        if not sound or not bool((self.sigmas > 0).all() and (self.sigmas.diff() > 0).all()):
-            raise ValueError("REG: this profile is damaged: measure it again with REG Calibrate.")
+        sound = sound and n >= 2 and bool((self.sigmas.diff() > 0).all())
+        sound = sound and all(_within(curves[name], *limits) for name, limits in RANGES.items())
+        if not sound:
+            raise ValueError(DAMAGED)
 
     def at(self, name: str, sigma: Tensor) -> Tensor:
         """A curve at sigma [batch], linear in log sigma and constant beyond its ends: [batch] or [batch, channels]."""
@@ -50,6 +66,10 @@ class Profile:
         return torch.lerp(curve[lower], curve[upper], t.view(-1, *[1] * (curve.ndim - 1)))
 
 
+def _within(curve: Tensor, low: float, high: float) -> bool:
+    return bool(((curve >= low) & (curve <= high)).all())  # NaN is not
+
+
 def same(a: Profile, b: Profile) -> bool:
     """Do two profiles hold the same curves, measured on the same?"""
     return a.about == b.about and all(
@@ -58,26 +78,70 @@ def same(a: Profile, b: Profile) -> bool:
 
 
 def save(profile: Profile, path: Path) -> None:
-    """Write a profile as safetensors, with what it was measured on in the header."""
+    """Write a profile as safetensors, with what it was measured on in the header.
+
+    The file is written beside its place and then put there whole: what was there before stays until then, and for good
+    if this fails. A link in its place is replaced, and what it leads to is left alone.
+
+    Raises:
+        ValueError: the file cannot be written; the message says why.
+    """
     tensors = {name: getattr(profile, name).float().cpu().contiguous().clone() for name in ("sigmas", *CURVES)}
-    save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(profile.about)})
+    content = serialized(tensors, metadata={"format": FORMAT, "about": json.dumps(profile.about)})
+    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            with open(beside, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ValueError(f"REG: the profile cannot be saved as {path.name}: {error.strerror or error}.") from error
 
 
 def load(path: Path) -> Profile:
-    """Read a profile.
+    """Read a profile. What is read is a copy: nothing of the file stays open or mapped.
 
     Raises:
-        ValueError: the file is not a profile.
+        ValueError: the file cannot be read, or is not a profile, or a damaged one; the message says which.
     """
-    if Path(path).stat().st_size > LARGEST_FILE:
-        raise ValueError(f"REG: {Path(path).name} is too large for a profile: choose a file saved by REG Save Profile.")
+    name = Path(path).name
+    content = _content(Path(path))
+    refusal = f"REG: {name} is not a profile: choose a file saved by REG Save Profile."
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
-                raise KeyError("format")
-            about = {name: str(value) for name, value in json.loads(file.metadata()["about"]).items()}
-            return Profile(*(file.get_tensor(name).float() for name in ("sigmas", *CURVES)), about)
-    except (KeyError, AttributeError, OSError, RecursionError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"REG: {Path(path).name} is not a profile: choose a file saved by REG Save Profile."
-        ) from error
+        tensors = deserialized(content)
+        about = _about(content)
+        curves = [tensors[curve] for curve in ("sigmas", *CURVES)]
+        if any(curve.dtype not in STORED for curve in curves):
+            raise KeyError("dtype")
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError, SafetensorError) as error:
+        raise ValueError(refusal) from error
+    return Profile(*(curve.to(torch.float32, copy=True) for curve in curves), about)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file that is small enough for a profile. Raises ValueError."""
+    refusal = f"REG: {path.name} cannot be read"
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise ValueError(f"{refusal}, for it is no file: choose a file saved by REG Save Profile.")
+        if status.st_size > LARGEST_FILE:
+            raise ValueError(f"REG: {path.name} is too large for a profile: choose a file saved by REG Save Profile.")
+        with open(path, "rb") as file:
+            return file.read(LARGEST_FILE)
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{refusal} ({why}): choose a file saved by REG Save Profile.") from error
+
+
+def _about(content: bytes) -> dict[str, str]:
+    """What a profile says of itself, from the header: its length in 8 bytes, then JSON. Raises LookupError and others."""
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    if metadata["format"] != FORMAT:
+        raise KeyError("format")
+    return {str(name): str(value) for name, value in json.loads(metadata["about"]).items()}

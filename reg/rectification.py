@@ -16,13 +16,15 @@ read that table. The product, the exact worlds and the tests measure with the sa
 """
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from . import per_sample
-from .profile import Profile
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 # How far f may be from 0, and R(g) longer than g. αJ is the posterior's variance over the noise's (Tweedie's formula): at
 # most 1 where the posterior is narrower than the noise, and above 1 only between modes. The demo networks stay within
@@ -85,7 +87,7 @@ class Rectification:
         """R(g) [batch, ...] from an earlier value."""
         return value * step.guidance
 
-    def from_profile(self, profile: Profile, step: Step) -> Tensor:
+    def from_profile(self, profile: "Profile", step: Step) -> Tensor:
         """The value that a profile has at this noise level."""
         return _shaped(profile.at(self.curve, step.sigma), step.x)
 
@@ -130,7 +132,7 @@ class Ratio(Rectification):
 
     def measure(self, step):
         g = free(step, step.guidance)
-        rho = jacobian_ratio(g, *step.products(g))
+        rho = jacobian_ratio(g, *step.products(g), step.alpha)
         return self.reuse(rho, step), rho
 
     def reuse(self, value, step):
@@ -164,6 +166,12 @@ def elementwise_factor(jt_ones: Tensor, alpha: Tensor | float) -> Tensor:
     return torch.where(factor.abs() <= LARGEST, factor, 1.0)  # NaN is not
 
 
+def is_rounding(guidance: Tensor, d_cond: Tensor, d_uncond: Tensor) -> Tensor:
+    """Is the guidance of a sample no more than the rounding of D_u + cfg (D_c − D_u) at cfg 1? [batch, 1, ...]."""
+    least = 4 * torch.finfo(guidance.dtype).eps
+    return per_sample.rms(guidance) <= least * (per_sample.rms(d_cond) + per_sample.rms(d_uncond))
+
+
 def trusted(rectified: Tensor, guidance: Tensor) -> Tensor:
     """R(g), and g itself in samples where R(g) is not finite or more than LARGEST times as long: [batch, ...]."""
     return torch.where(per_sample.rms(rectified) <= LARGEST * per_sample.rms(guidance), rectified, guidance)
@@ -191,13 +199,15 @@ def weight_of(step: Step) -> Tensor:
     return weight(*(free(step, v) for v in (step.guidance, step.d_cond, step.d_uncond)))
 
 
-def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor) -> Tensor:
+def jacobian_ratio(guidance: Tensor, jc_guidance: Tensor, ju_guidance: Tensor, alpha: Tensor | float = 0.0) -> Tensor:
     """ρ = ⟨g, J_c g⟩ / ⟨g, J_u g⟩ of each sample within [0, 1], [batch, 1, ...].
 
     How much narrower the conditional posterior is than the unconditional one along the guidance; 1 where the
-    unconditional one has no width to compare with, or a product cannot be trusted (see LONGEST).
+    unconditional one has no width to compare with, or a product cannot be trusted: |α J g| is above LARGEST |g|, or,
+    where α is near 0, |J g| above LONGEST |g|.
     """
-    longest = LONGEST * per_sample.rms(guidance)
+    bound = torch.as_tensor(LARGEST / alpha if isinstance(alpha, Tensor) else LONGEST).clamp(max=LONGEST)
+    longest = bound.to(guidance) * per_sample.rms(guidance)
     sound = (per_sample.rms(jc_guidance) <= longest) & (per_sample.rms(ju_guidance) <= longest)
     wide = per_sample.dot(guidance, ju_guidance)
     sound = sound & (wide > 0)

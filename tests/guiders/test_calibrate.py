@@ -64,7 +64,47 @@ def test_it_is_reproducible_and_counts_its_progress():
 def test_it_takes_few_evaluations():
     model = tiny.as_model(tiny.Network())
     measure(model, steps=6, points=7)
-    assert model.model.diffusion_model.evaluated == 2 * (2 * 6 + 5 * 7)
+    assert model.model.diffusion_model.evaluated == 2 * (2 + 2 * 6 + 5 * 7)
+
+
+class PredictsNan(tiny.Network):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) * torch.nan
+
+
+class TurnsNan(tiny.Network):
+    """Predicts NaN at low noise only."""
+
+    def forward(self, x, t, *args, **kwargs):
+        return super().forward(x, t, *args, **kwargs) / (t > 200).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "sentence"),
+    [
+        (tiny.Network, {"positive": []}, "REG: the positive conditioning is empty: connect a prompt."),
+        (tiny.Network, {"negative": []}, "REG: the negative conditioning is empty: connect a prompt."),
+        (
+            tiny.Network,
+            {"negative": tiny.POSITIVE},
+            "REG: the model predicts the same .* connect two different prompts.",
+        ),
+        (PredictsNan, {}, "REG: the model predicts NaN or infinite values.* without REG."),
+        (TurnsNan, {}, "REG: the model predicts NaN or infinite values.* without REG."),
+        (tiny.Network, {"points": 1}, "REG: points must be between 2 and 1000, not 1."),
+        (tiny.Network, {"points": 10**9}, "REG: points must be between 2 and 1000, not 1000000000."),
+        (tiny.Network, {"steps": 0}, "REG: steps must be between 2 and 1000, not 0."),
+        (tiny.Network, {"steps": 10**9}, "REG: steps must be between 2 and 1000, not 1000000000."),
+    ],
+)
+@torch.inference_mode()
+def test_what_cannot_be_measured_is_one_true_sentence(network, changes, sentence):
+    model = tiny.as_model(network())
+    settings = {"positive": tiny.POSITIVE, "negative": tiny.NEGATIVE, "cfg": 3.0, "steps": 6, "points": 7, "seed": 1}
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        calibrate(model, latent=torch.zeros(2, 3, 8, 8), **(settings | changes))
+    if network is not TurnsNan:
+        assert model.model.diffusion_model.evaluated <= 4  # found before anything was sampled
 
 
 def test_save_load_use(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from pack.guiders.options import Options
 from pack.tests.guiders import by_hand, tiny
 
 CFG, STEPS = 3.0, 4
-BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("jacobian", "difference", step=by_hand.STEP)
+BACKWARD = Options("elementwise", "backward", refresh=1)
+DIFFERENCE = Options("jacobian", "difference", refresh=1, step=by_hand.STEP)
 CFG_PP = [name for name in SAMPLER_NAMES if name.endswith("cfg_pp")]
 TWICE = ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "exp_heun_2_x0", "seeds_2", "dpmpp_2s_ancestral_cfg_pp"]
 
@@ -73,8 +74,8 @@ def test_a_sampler_that_changes_the_size(model, options):
     node = nodes_advanced_samplers.SamplerLCMUpscale.execute(2.0, STEPS, "bilinear").args[0]
     check(model, "lcm", options, wrap=lambda _: node)
     each, kept = (
-        sampled(tiny.guider(on_model(model, replace(options, every=every)), CFG), "lcm", wrap=lambda _: node)[0]
-        for every in (1, 10)
+        sampled(tiny.guider(on_model(model, replace(options, refresh=refresh)), CFG), "lcm", wrap=lambda _: node)[0]
+        for refresh in (1, 10)
     )
     assert torch.equal(each, kept)
 
@@ -93,20 +94,26 @@ def test_strength_0_is_the_plain_run_bit_for_bit(model, sampler):
 
 
 @pytest.mark.parametrize("sampler", TWICE)
-def test_both_evaluations_of_a_step_are_rectified(model, sampler):
-    """One conditional evaluation more for each, and none left out."""
+def test_both_evaluations_of_a_step_are_rectified_and_one_is_measured(model, sampler):
+    """A measurement costs one conditional evaluation; the run's first one more, to see whether ours agree."""
     hand = by_hand.Guider(model, CFG, DIFFERENCE)
     sampled(hand, sampler)
-    assert hand.evaluations > STEPS
+    assert hand.evaluations > STEPS == hand.measurements
     network = model.model.diffusion_model
     before = network.evaluated
     sampled(tiny.guider(on_model(model, DIFFERENCE), CFG), sampler)
-    assert network.evaluated - before == 3 * hand.evaluations * len(tiny.latent())
+    assert network.evaluated - before == (2 * hand.evaluations + STEPS + 1) * len(tiny.latent())
 
 
 @pytest.mark.parametrize("sampler", CFG_PP)
-def test_cfg_pp_at_cfg_1_is_left_as_it_is(model, sampler):
-    """There the unconditional pass is made for the sampler alone: no guidance, nothing to rectify."""
+@pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
+def test_cfg_pp_at_cfg_1_changes_no_bit(model, sampler, options):
+    """There the unconditional pass is made for the sampler alone: no guidance, nothing to rectify, nothing measured."""
+    network = model.model.diffusion_model
     plain, _ = sampled(tiny.guider(model, 1.0), sampler)
-    answer, _ = sampled(tiny.guider(on_model(model, BACKWARD), 1.0), sampler)
-    torch.testing.assert_close(answer, plain, rtol=1e-5, atol=1e-5)
+    before = network.evaluated
+    answer, _ = sampled(tiny.guider(on_model(model, options), 1.0), sampler)
+    assert torch.equal(answer, plain)
+    spent = network.evaluated - before
+    sampled(tiny.guider(model, 1.0), sampler)
+    assert spent == network.evaluated - before - spent

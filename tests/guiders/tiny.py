@@ -66,6 +66,12 @@ def guider(model, cfg=4.0):
     return out
 
 
+def node_inputs(options):
+    """The inputs of a node that ask for these options."""
+    inputs = dict(vars(options))
+    return {"every": inputs.pop("refresh"), **inputs}
+
+
 class Once(comfy.samplers.Sampler):
     """Not a sampler: it asks for the guided prediction at given latents, and keeps the answers."""
 

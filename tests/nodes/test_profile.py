@@ -29,12 +29,30 @@ def models(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a\\b", "/root", ".hidden", "a\0b", "a\nb"])
+NO_NAMES = [
+    *["", " ", "..", "../up", "a/b", "a\\b", "/root", ".hidden", "a\0b", "a\nb", "\ud800", ".safetensors", "a.", "a "],
+    *["CON", "nul", "nul.txt", "Com1.safetensors", "lpt9 ", "COM²", "conin$", "a:b", "a*", "a?", 'a"b', "<a>", "a|b"],
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
 def test_nothing_is_saved_elsewhere(models, name):
     before = sorted(models.rglob("*"))
     with pytest.raises(ValueError, match=r"REG: .* is not a file name"):
         nodes.REGSaveProfile.execute(PROFILE, name)
     assert sorted(models.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ü" * 101, "日" * 80])
+def test_a_name_that_no_file_can_have_is_refused(models, name):
+    with pytest.raises(ValueError, match="REG: the name of the profile is too long: use at most 200 letters"):
+        nodes.REGSaveProfile.execute(PROFILE, name)
+
+
+@pytest.mark.parametrize("name", ["concert", "company 1", "aux-model", "com10", "ü" * 100, "v1.0"])
+def test_names_like_reserved_ones_are_fine(models, name):
+    nodes.REGSaveProfile.execute(PROFILE, name)
+    assert torch.equal(nodes.REGLoadProfile.execute(f"{name}.safetensors").args[0].rho, CURVE)
 
 
 @pytest.mark.parametrize("up", ["../../", "sub/../../../", "/../../"])

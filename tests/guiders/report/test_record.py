@@ -32,7 +32,7 @@ def no_records():
 
 
 def sample(guided, prompt=None, **options):
-    """A run on the node "sampler" of a prompt; with a report unless captured_warnings otherwise."""
+    """A run on the node "sampler" of a prompt; with a report unless told otherwise."""
     reset_progress_state("prompt", DynamicPrompt(prompt or {"sampler": SAMPLER, "report": REPORT}))
     with CurrentNodeContext("prompt", "sampler", 0):
         return tiny.sample(guided, STEPS, **options)
@@ -42,12 +42,13 @@ def recorded(model, options, cfg=4.0):
     return record.find(sample(tiny.guider(on_model(model, options), cfg)))
 
 
-PASSES = {  # beyond one cond and one uncond a step
-    ("elementwise", "backward"): (0, STEPS),
-    ("elementwise", "difference"): (STEPS + 3, 0),  # the first step tries the probe in the batch, and alone
-    ("jacobian", "backward"): (0, STEPS),
-    ("jacobian", "difference"): (STEPS, 0),
-    ("ratio", "difference"): (2 * STEPS, 0),
+MEASURED = 4  # of five steps: 0, 1, 2 and 4
+PASSES = {  # beyond one cond and one uncond a step; the first measurement checks that our evaluations are ComfyUI's
+    ("elementwise", "backward"): (1 + 1, MEASURED),  # and has a graph of its own
+    ("elementwise", "difference"): (1 + 3 + MEASURED, 0),  # and tries the probe in the batch, too
+    ("jacobian", "backward"): (1 + 1, MEASURED),
+    ("jacobian", "difference"): (1 + MEASURED, 0),
+    ("ratio", "auto"): (1 + 2 * MEASURED, 0),
 }
 
 
@@ -83,7 +84,9 @@ def test_effective_cfg_is_reproduced_by_plain_guidance(model, strength):
 def test_numbers_of_a_step(model):
     """Against their definitions, for a map kept."""
     g, r, kept = (tiny.latent(batch=1, seed=seed) for seed in (1, 2, 3))
-    step = type("Step", (), dict(guidance=g, sigma=torch.tensor([2.0]), strength=1.0, d_cond=g / 3, d_uncond=0 * g))
+    step = type(
+        "Step", (), dict(guidance=g, sigma=torch.tensor([2.0]), strength=1.0, d_cond=g / 3, d_uncond=0 * g, mask=None)
+    )
     sigma, mean, spread, plain, cfg, correction = record._measures(step, r, kept)
     assert sigma == 2
     torch.testing.assert_close(mean, kept.mean())

@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from pack.guiders.attach import on_model
 from pack.guiders.options import Options
 from pack.tests.families import FAMILIES
-from pack.tests.guiders import by_hand, company
+from pack.tests.guiders import by_hand, compatibility
 from pack.tests.guiders.single_step import CFG, DRAW, alpha_of, answer, built, copying, guider
 
 BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("elementwise", "difference", step=0.002)
@@ -29,7 +29,7 @@ def neighbours(rows):
     return pytest.mark.parametrize(("row", "family"), pairs, ids=[f"{row.name}-{f}" for row, f in pairs])
 
 
-SINGLE_STEPS = [*company.GUIDANCE, *company.NETWORK]
+SINGLE_STEPS = [*compatibility.GUIDANCE, *compatibility.NETWORK]
 estimators = pytest.mark.parametrize("options", [BACKWARD, DIFFERENCE], ids=["backward", "difference"])
 
 
@@ -141,7 +141,7 @@ def run(guided, row, family, sampler="euler_ancestral", callback=None):
     return guided.sample(noise, torch.zeros_like(noise), sampler, sigmas, callback=callback, disable_pbar=True, seed=5)
 
 
-@neighbours([*SINGLE_STEPS, *company.CACHES])
+@neighbours([*SINGLE_STEPS, *compatibility.CACHES])
 def test_in_a_run_it_comes_last_and_leaves_the_other_alone(row, family):
     model = built(family)
     alone = run(guider(family, patched(row, model)), row, family)
@@ -155,7 +155,7 @@ def test_in_a_run_it_comes_last_and_leaves_the_other_alone(row, family):
     assert (alone - run(guider(family, model), row, family)).abs().max() > 1e-4 * size  # the other does something
 
 
-DRAWING = [row for row in company.NETWORK if row.name.startswith(("HyperTile", "ToMe"))]
+DRAWING = [row for row in compatibility.NETWORK if row.name.startswith(("HyperTile", "ToMe"))]
 
 
 @neighbours(DRAWING)
@@ -176,7 +176,7 @@ def test_token_merging_under_differences_is_named(caplog):
 
 
 def test_the_page_is_that_of_the_table():
-    assert company.PAGE.read_text(encoding="utf-8") == company.page()
+    assert compatibility.PAGE.read_text(encoding="utf-8") == compatibility.page()
 
 
 def lora(model, seed):
@@ -198,7 +198,7 @@ def test_lora_of_a_prompt(name):
 
     It is taken from the model with the LoRA patched in for good: ComfyUI swaps a prompt's LoRA in and out in place.
     """
-    model, x, options = built("SD15"), latent(company.LORA_HOOKS, "SD15"), Options(name, "backward")
+    model, x, options = built("SD15"), latent(compatibility.LORA_HOOKS, "SD15"), Options(name, "backward")
     plain, hooks = FAMILIES["SD15"].conditioning(1), lora(model, 1)
     hooked = comfy.hooks.set_hooks_for_conditioning(plain, hooks)
     d = d_cond(lambda m: guider("SD15", m, positive=hooked), model, x)
@@ -221,7 +221,7 @@ def lora_keys(model):
 
 
 def test_a_prompt_of_several_loras_is_measured_by_a_difference(caplog):
-    model, x = built("SD15"), latent(company.LORA_HOOKS, "SD15")
+    model, x = built("SD15"), latent(compatibility.LORA_HOOKS, "SD15")
     parts = [comfy.hooks.set_hooks_for_conditioning(FAMILIES["SD15"].conditioning(i), lora(model, i)) for i in (1, 3)]
     both = parts[0] + parts[1]
     with caplog.at_level(logging.WARNING):
@@ -253,13 +253,13 @@ def traced(guided, row):
     return steps, latents
 
 
-@pytest.mark.parametrize("row", company.CACHES[:1], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", compatibility.CACHES[:1], ids=lambda row: row.name)
 def test_on_steps_from_easycache_the_last_measurement_stands(row, caplog):
     model = built("SD15")
     alone, _ = traced(guider("SD15", patched(row, model).clone()), row)
     with caplog.at_level(logging.WARNING):
         steps, _ = traced(guider("SD15", on_model(patched(row, model), BACKWARD)), row)
-    assert "EasyCache answers some steps" in caplog.text
+    assert "a cache answers some steps" in caplog.text
     assert [asked for *_, asked in steps] == [asked for *_, asked in alone]
     from_cache = [asked == 0 for *_, asked in steps]
     assert 0 < sum(from_cache) < len(steps) - 1
@@ -276,7 +276,7 @@ def test_on_steps_from_easycache_the_last_measurement_stands(row, caplog):
 @pytest.mark.parametrize("rule", ["elementwise", "jacobian", "ratio"])
 def test_easycache_remembers_nothing_of_what_is_measured(rule):
     """A moved latent's answer, kept, would be given on the next step."""
-    row, model = company.CACHES[0], built("SD15")
+    row, model = compatibility.CACHES[0], built("SD15")
     faint = on_model(patched(row, model), Options(rule, "difference", strength=1e-6, step=0.1))
     alone = run(guider("SD15", patched(row, model)), row, "SD15")
     assert (run(guider("SD15", faint), row, "SD15") - alone).abs().max() < 1e-4 * alone.abs().max()
@@ -284,7 +284,7 @@ def test_easycache_remembers_nothing_of_what_is_measured(rule):
 
 def test_where_nothing_was_measured_yet_a_step_from_easycache_stays_as_it_is():
     """REG that begins on a step from the cache."""
-    row, model = company.CACHES[0], built("SD15")
+    row, model = compatibility.CACHES[0], built("SD15")
     late = Options("elementwise", "backward", start_percent=0.5)
     steps, _ = traced(guider("SD15", on_model(patched(row, model), late)), row)
     begins = model.get_model_object("model_sampling").percent_to_sigma(0.5)

@@ -1,12 +1,12 @@
-"""ComfyUI's own patches beside REG, and what else people use: what the tests here show, and what `docs/company.md` says.
+"""ComfyUI's own patches beside REG, and what else people use: what the tests here show, and what `docs/compatibility.md` says.
 
-`python3 tests/guiders/company.py` writes the page from this table; a test fails when the page is another.
+`python3 tests/guiders/compatibility.py` writes the page from this table; a test fails when the page is another.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "company.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 ITS_TERM = "the guidance as the patch makes it"
 PLUS_ITS_TERM = "CFG and the patch's own term, together"
@@ -164,7 +164,7 @@ STEPS = "the steps of the run that are in the range"
 
 
 @dataclass(frozen=True)
-class Company:
+class Use:
     """What people use besides patches of the guidance: in prompts, as guiders, in runs."""
 
     name: str
@@ -175,33 +175,31 @@ class Company:
 
 
 PROMPTS = [
-    Company("LoRA as patched weights", WITHIN),
-    Company("ControlNet, T2I-Adapter, chains of them", WITHIN),
-    Company(
+    Use("LoRA as patched weights", WITHIN),
+    Use("ControlNet, T2I-Adapter, chains of them", WITHIN),
+    Use(
         "IP-Adapter and other attention patches",
         WITHIN,
         "Each prompt keeps its place in the batch (`cond_or_uncond`) in REG's extra evaluations, so that it meets its own "
         "pictures there.",
     ),
-    Company("GLIGEN", WITHIN),
-    Company("unCLIP (pictures in the prompt)", WITHIN),
-    Company("inpaint models", WITHIN),
-    Company(
-        "model sampling nodes (shifts, v, x0, LCM, zero SNR, EDM)", "CFG, with α and the range of the new schedule"
-    ),
-    Company("areas, masks, default prompts", BLENDED),
-    Company("prompts of a part of the schedule", BLENDED, "Of those that take part in the step."),
-    Company(
+    Use("GLIGEN", WITHIN),
+    Use("unCLIP (pictures in the prompt)", WITHIN),
+    Use("inpaint models", WITHIN),
+    Use("model sampling nodes (shifts, v, x0, LCM, zero SNR, EDM)", "CFG, with α and the range of the new schedule"),
+    Use("areas, masks, default prompts", BLENDED),
+    Use("prompts of a part of the schedule", BLENDED, "Of those that take part in the step."),
+    Use(
         "context windows",
         "CFG, by the Jacobian of what the windows are fused to",
         "Nothing can be had ahead there: measuring with a gradient costs one more conditional evaluation.",
     ),
-    Company(
+    Use(
         "batches, odd sizes, a prompt or a noise level for each sample",
         "each sample by itself",
         refuses="a latent with other channels than the model's",
     ),
-    Company(
+    Use(
         "video with sound, given frames",
         "CFG, over all parts of the latent",
         refuses="REG Calibrate, where there is sound",
@@ -209,48 +207,48 @@ PROMPTS = [
 ]
 
 GUIDERS = [
-    Company("CFG Guider", "CFG"),
-    Company("Basic Guider", "nothing: one prompt has no guidance, and REG says so", works="no"),
-    Company("CFG Override", "CFG at the overridden scale; steps at cfg 1 stay as they are"),
-    Company(
+    Use("CFG Guider", "CFG"),
+    Use("Basic Guider", "nothing: one prompt has no guidance, and REG says so", works="no"),
+    Use("CFG Override", "CFG at the overridden scale; steps at cfg 1 stay as they are"),
+    Use(
         "Dual CFG Guider, nested",
         "the guidance from cond2 to cond1",
         "The guider goes on after every patch: the guidance from the negative to what was rectified stays as it is, and "
         "REG says so.",
         works="in part",
     ),
-    Company(
+    Use(
         "Dual CFG Guider, regular",
         "the guidance from the negative to cond2",
         "The guider adds cond1's term after every patch: that stays as it is, and REG says so. With cfg_cond2_negative at "
         "1 nothing is left to rectify.",
         works="in part",
     ),
-    Company("Dual Model CFG Guider", "CFG", "The ratio compares with the Jacobian of the negative's model."),
-    Company(
+    Use("Dual Model CFG Guider", "CFG", "The ratio compares with the Jacobian of the negative's model."),
+    Use(
         "Perp-Neg Guider, Perp-Neg",
         "Perp-Neg's guidance",
         "With the guider, the ratio compares with the empty prompt, which that guidance starts from; with the older node, "
         "with the negative.",
     ),
-    Company("Video Linear and Triangle CFG Guidance", "CFG, each frame at its scale"),
+    Use("Video Linear and Triangle CFG Guidance", "CFG, each frame at its scale"),
 ]
 
 RUNS = [
-    Company(
+    Use(
         "every sampler in ComfyUI's list",
         "each evaluation of a step",
         "CFG++ samplers see the true unconditional prediction, and SDE samplers draw the noise that they draw without "
         "REG. `every` counts evaluations: samplers that evaluate twice a step measure twice as often.",
     ),
-    Company(
+    Use(
         "noise masks, soft masks, Differential Diffusion",
         "the whole prediction",
         "ComfyUI puts the given part of the picture back afterwards.",
     ),
-    Company("AR Video's sampler", "nothing: it takes no cfg but 1, and REG says so", works="no"),
-    Company("img2img, partial denoise", STEPS),
-    Company(
+    Use("AR Video's sampler", "nothing: it takes no cfg but 1, and REG says so", works="no"),
+    Use("img2img, partial denoise", STEPS),
+    Use(
         "Split Sigmas, KSampler (Advanced), base and refiner",
         STEPS,
         "`start_percent` and `end_percent` are of the model's whole schedule in every stage, as everywhere in ComfyUI. A "
@@ -258,7 +256,7 @@ RUNS = [
     ),
 ]
 
-HEAD = """# REG in company
+HEAD = """# REG beside other nodes
 
 REG is applied last. Whatever the order of the nodes, it comes after every other patch of the guidance, once per step:
 
@@ -320,7 +318,7 @@ def page() -> str:
     return HEAD + rows + more + TAIL.format(notes="\n".join(notes))
 
 
-def table(rows: list[Company]) -> str:
+def table(rows: list[Use]) -> str:
     return "".join(f"| {one.name} | {one.works} | {one.rectified} | {one.refuses} |\n" for one in rows)
 
 

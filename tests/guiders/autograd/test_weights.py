@@ -1,4 +1,4 @@
-"""Memory: no weight that was made for a pass is kept; ComfyUI is captured_warnings what is needed; running out loses no run."""
+"""Memory: no weight that was made for a pass is kept; ComfyUI is told what is needed; running out loses no run."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from pack.guiders.options import Options
 from pack.tests.families import FAMILIES
 from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import precisions, tiny
-from pack.tests.guiders.test_checkpointing import denoiser_of, saved_bytes
+from pack.tests.guiders.autograd.test_checkpointing import denoiser_of, saved_bytes
 
 POINT = (tiny.latent() * 2, 1.7)
 

@@ -50,7 +50,7 @@ def test_a_false_gradient_is_refused_once(rectification):
     answers, lines, _ = run(Cut(), rectification, verify=True)
     expected, _, _ = run(Strong(), rectification, "difference")
     assert len(lines) == 1 and "off from differences of its predictions" in lines[0]
-    assert "going on with estimator = difference" in lines[0]
+    assert "REG goes on with estimator = difference" in lines[0]
     torch.testing.assert_close(answers[-1], expected[-1], rtol=1e-3, atol=1e-3)
 
 

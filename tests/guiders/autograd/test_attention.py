@@ -55,7 +55,7 @@ def with_override(model, override):
 
 
 def answers(model, estimator="backward"):
-    """D_c + R(g) of one step by the node, and what it captured_warnings."""
+    """D_c + R(g) of one step by the node, and what it told."""
     with captured_warnings() as lines:
         return only(SD15, REGModel.execute(model, estimator=estimator, rectification="jacobian").args[0], CFG), lines
 

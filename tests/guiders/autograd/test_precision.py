@@ -94,11 +94,11 @@ class NoSlope(tiny.Network):
         return super().forward(x, t, context) + ((1 - half) + half * (x * 0).abs()).sqrt()
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("refresh", [1, 2])
 @pytest.mark.parametrize("rectification", ["elementwise", "jacobian", "ratio"])
-def test_no_nan_where_the_prediction_has_none(rectification, every):
+def test_no_nan_where_the_prediction_has_none(rectification, refresh):
     model = tiny.as_model(NoSlope())
-    options = Options(rectification, "backward", every=every)
+    options = Options(rectification, "backward", refresh=refresh)
     points = [(tiny.latent() * 2, 1.7), (tiny.latent(seed=5), 0.9)]
     plain = tiny.predict(tiny.guider(model), *points)
     answers = tiny.predict(tiny.guider(on_model(model, options)), *points)
