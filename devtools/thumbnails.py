@@ -67,13 +67,14 @@ def picture(client: Client, file: dict) -> np.ndarray:
 
 
 def tiles(drawn: dict[str, list[np.ndarray]]) -> Figure:
-    """Two pictures of each of two titles, or half a sheet of each, CFG first; otherwise the last picture."""
+    """Two pictures of each of two titles, or half a sheet of each, CFG first; otherwise the first picture."""
     titles = [title for title in ("CFG", "REG", "AutoGuidance", "Profile", "Measured") if title in drawn][:2]
-    sheets = [drawn[title][0] for title in titles if len(drawn[title]) == 1]
-    if len(titles) == 2 == len(sheets):
-        pictures = [sheet[:, : sheet.shape[1] // 2] for sheet in sheets]
+    if "The right answer" in drawn:
+        pictures = [drawn[title][0][:, : drawn[title][0].shape[1] // 2] for title in titles]
+    elif len(titles) == 2 and all(len(drawn[title]) > 1 for title in titles):
+        pictures = [drawn[title][row] for row in (0, 1) for title in titles]
     else:
-        pictures = [drawn[title][row] for row in (0, 1) for title in titles] or list(drawn.values())[-1][:1]
+        titles, pictures = [], next(iter(drawn.values()))[:1]
     rows, columns = {4: (2, 2), 2: (1, 2)}.get(len(pictures), (1, 1))
     figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100, facecolor="#1e1e1e")
     edges = {

@@ -44,7 +44,8 @@ class REGCalibrate(io.ComfyNode):
             category=CATEGORY,
             search_aliases=["measure profile", "guidance profile", "calibration", "faster", "REG"],
             description="Measures a profile of a model: what REG would measure at every step, so that later runs need no extra "
-            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the latent.",
+            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the "
+            "latent.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, as it will be used."),
                 io.Conditioning.Input("positive", tooltip="A prompt typical of yours."),

@@ -14,7 +14,7 @@ from pack.devtools.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [path for path in shipped() if path.endswith(".py")]
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_kitchen", "folder_paths", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_kitchen", "folder_paths", "latent_preview", "server"}
 LIBRARIES = {"PIL", "einops", "matplotlib", "numpy", "safetensors", "scipy", "torch"}
 STANDARD = {  # neither os, sys, subprocess, sockets, pickle nor importlib
     *(
@@ -84,8 +84,8 @@ def test_program_keeps_to_what_is_allowed(path):
     assert every & WRITES <= MAY_WRITE.get(path, set())
 
 
-def test_one_script_runs_in_the_browser_and_only_clears_a_line():
-    """ComfyUI has no other way to take back what a run without REG would leave on the node."""
+def test_one_script_runs_in_the_browser_and_asks_for_nothing():
+    """It folds advanced inputs away and clears a line, which ComfyUI has no other way for."""
     assert [path for path in shipped() if path.endswith((".js", ".mjs", ".html"))] == ["web/reg.js"]
     script = (ROOT / "web" / "reg.js").read_text(encoding="utf-8")
     assert re.findall(r'from "(.*)"', script) == ["../../scripts/api.js", "../../scripts/app.js"]
