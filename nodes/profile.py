@@ -6,9 +6,10 @@ from pathlib import Path
 import comfy.sample
 import comfy.utils
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..guiders.calibrate import calibrate
+from ..guiders.report.live import show
 from ..reg import profile as profiles
 from .options import PROFILE
 
@@ -142,7 +143,7 @@ class REGSaveProfile(io.ComfyNode):
             raise ValueError(
                 f"REG: {here} exists and holds another profile: choose another name, or turn overwrite on."
             )
-        made = "Saved as" if is_new else "Saved over" if overwrite else "It is there already:"
+        made = "saved as" if is_new else "saved over" if overwrite else "there already,"
         return io.NodeOutput(
             ui=ui.PreviewText(f"{made} {here}. REG Load Profile has it after R, which reads the lists anew.")
         )
