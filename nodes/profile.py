@@ -144,9 +144,8 @@ class REGSaveProfile(io.ComfyNode):
                 f"REG: {here} exists and holds another profile: choose another name, or turn overwrite on."
             )
         made = "saved as" if is_new else "saved over" if overwrite else "there already,"
-        return io.NodeOutput(
-            ui=ui.PreviewText(f"{made} {here}. REG Load Profile has it after R, which reads the lists anew.")
-        )
+        show(f"{made} {here}. Press R to see it in REG Load Profile.")
+        return io.NodeOutput()
 
 
 class REGLoadProfile(io.ComfyNode):

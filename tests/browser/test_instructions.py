@@ -35,7 +35,8 @@ TEXT = """
     const node = app.graph._nodes.find(node => node.title == arguments[0])
     const shown = (node.widgets ?? []).map(widget => String(widget.value))
     return [...shown, ...(app.nodeOutputs[node.id]?.text ?? [])].join(" ")
-"""IN_SIGHT = """
+"""
+IN_SIGHT = """
     const hit = arguments[0].getBoundingClientRect(), list = arguments[0].parentElement.parentElement.getBoundingClientRect()
     return hit.bottom < Math.min(window.innerHeight, list.bottom + 5)
 """
