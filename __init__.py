@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .nodes.autoguidance import REGAutoGuider
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
+from .nodes.imagenet import REGDDPM, REGDiTLoader, REGEDM2Loader, REGImageNetClass
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
 from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
@@ -30,6 +31,10 @@ class REGExtension(ComfyExtension):
             REGToyPlot,
             REGDemoModel,
             REGDemoPrompt,
+            REGDiTLoader,
+            REGEDM2Loader,
+            REGImageNetClass,
+            REGDDPM,
         ]
 
 

@@ -30,6 +30,9 @@ CARDS = {  # template: what is written on its card
     "z_image": ("Z-Image", "REG Model"),
     "wan22_text_to_video": ("Wan 2.2", "REG Model"),
     "ltxv_text_to_video": ("LTXV", "REG Sampler"),
+    "dit": ("DiT", "REG Model"),
+    "edm2": ("EDM2", "REG AutoGuider"),
+    "edm2_autoguidance": ("EDM2", "AutoGuidance, rectified"),
 }
 VIDEO = LinearSegmentedColormap.from_list("video", ["#150d20", "#33195a", "#7a3fb0", "#e0b3ff"])
 PICTURES = {

@@ -119,6 +119,7 @@ class Run:
             Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self._fell_back)
         )
         self.measurement: Measurement | None = None
+        self.value: Tensor | None = None  # what stands for the Jacobian in this step
         self.shape = noise.shape
         self.clock = 0  # steps of the sampler; evaluations, where it has none to show
         self.informed = False  # has a measurement said something?
@@ -351,12 +352,15 @@ class Run:
         """R(g), measured or from the last measurement; None where nothing was measured yet."""
         if self.options.uses_profile:
             value = self.rule.from_profile(self.options.profile, step)
-            self.measurement = Measurement(value, step.sigma, self.clock)
+            self.measurement = Measurement(value, step.noise, self.clock)
         elif self.state.measures and not evaluator.evaluated.from_cache:
             return self._measure(step, evaluator)
         elif self.state.measures:
             self._say_cached()
-        return self.rule.reuse(self.measurement.value, step) if self.measurement else None
+        if self.measurement is None:
+            return None
+        self.value = self.rule.carried(self.measurement.value, self.measurement.noise - step.noise)
+        return self.rule.reuse(self.value, step)
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
         first = self.learned.way is None
@@ -365,10 +369,13 @@ class Run:
         if first and not step.guidance.isfinite().all():
             raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
-        before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
+        self.value = value
+        before, self.measurement = self.measurement, Measurement(value, step.noise, self.clock - self.origin)
         informative = self.rule.is_informative(value)
         if self.informed:  # where this one says nothing, the one before still stands
-            self.measurement.value = torch.where(informative, value, before.value) if before else value
+            if before:
+                self.measurement.value = torch.where(informative, value, before.value)
+                self.measurement.noise = torch.where(informative, step.noise, before.noise)
         elif bool(informative):
             self.informed, self.origin, self.measurement.step = True, self.clock, 0
         else:
@@ -406,7 +413,7 @@ class Run:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
         self.live.step(self.recorder.cfg)
-        self.recorder.step(step, rectified, self.measurement.value)
+        self.recorder.step(step, rectified, self.value)
 
 
 def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:

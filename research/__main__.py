@@ -14,6 +14,7 @@ COMMANDS = {
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
     "holding": "holding",
+    "imagenet": "imagenet.command",
 }
 
 if __name__ == "__main__":

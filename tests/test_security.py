@@ -15,13 +15,15 @@ from pack.devtools.shipped import shipped
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [path for path in shipped() if path.endswith(".py")]
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_kitchen", "folder_paths", "latent_preview", "server"}
-LIBRARIES = {"PIL", "einops", "matplotlib", "numpy", "safetensors", "scipy", "torch"}
+LIBRARIES = {"PIL", "einops", "matplotlib", "numpy", "safetensors", "scipy", "torch", "torchvision"}
 STANDARD = {  # neither os, sys, subprocess, sockets, pickle nor importlib
     *(
         "bisect",
         "collections",
         "contextlib",
+        "copy",
         "dataclasses",
+        "difflib",
         "enum",
         "functools",
         "hashlib",

