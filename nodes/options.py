@@ -140,8 +140,8 @@ def option_inputs() -> list:
             step=0.001,
             round=0.00001,
             advanced=True,
-            tooltip="With difference: how far the latent is moved, over its own scale. 0 chooses by the model's precision, and for "
-            "the whole Jacobian the step that the guidance itself makes.",
+            tooltip="With difference: how far the latent is moved, over its own scale. 0 chooses by the model's precision, "
+            "and for the whole Jacobian the step that the guidance itself makes.",
         ),
         io.Combo.Input(
             "checkpoint",

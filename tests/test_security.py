@@ -101,8 +101,8 @@ def test_program_keeps_to_what_is_allowed(path):
     assert every & WRITES <= MAY_WRITE.get(path, set())
 
 
-def test_one_script_runs_in_the_browser_and_only_clears_a_line():
-    """ComfyUI has no other way to take back what a run without REG would leave on the node."""
+def test_one_script_runs_in_the_browser_and_asks_for_nothing():
+    """It folds advanced inputs away and clears a line, which ComfyUI has no other way for."""
     assert [path for path in shipped() if path.endswith((".js", ".mjs", ".html"))] == ["web/reg.js"]
     script = (ROOT / "web" / "reg.js").read_text(encoding="utf-8")
     assert re.findall(r'from "(.*)"', script) == ["../../scripts/api.js", "../../scripts/app.js"]
