@@ -6,9 +6,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..pilot import preset as presets
+from .options import PRESET
 
 FOLDER = "reg_presets"
-PRESET = io.Custom("REG_PRESET")
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
 folder_paths.folder_names_and_paths[FOLDER][1].add(".json")

@@ -15,7 +15,7 @@ OPTIONS = {  # what a preset may set, and within which limits
     "strength": (0.0, 4.0),
     "start_percent": (0.0, 1.0),
     "end_percent": (0.0, 1.0),
-    "every": (1, 100),
+    "every": (0, 100),
     "step": (0.0, 1.0),
     "checkpoint": ("auto", "always", "off"),
     "verify": bool,

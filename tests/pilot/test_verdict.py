@@ -5,7 +5,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from pack.demo import target, world
+from pack.research import target, world
 from pack.pilot import collect, measures, page
 from pack.pilot.arms import UNGUIDED, Arm, Cell, address, cells
 from pack.pilot.store import Store

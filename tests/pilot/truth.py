@@ -43,8 +43,8 @@ def merits(folder: Path) -> dict[str, float]:
 
 def distances(folder: Path, prompts: dict[str, dict], w: float) -> dict[str, float]:
     """The distance of each setting's pictures to the exact target, mean over prompts and attributes."""
-    from pack.demo import decode
-    from pack.demo.quality import measures
+    from pack.research import decode
+    from pack.research.quality import measures
 
     decoder, pictures = decode.load(), defaultdict(list)
     with (folder / "pictures.csv").open(encoding="utf-8", newline="") as file:
