@@ -78,7 +78,8 @@ class REGSchedule(io.ComfyNode):
     def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
         (chosen,) = (option for option in cls.define_schema().inputs[0].options if option.key == shape["shape"])
         left_out = {entry.id: entry.default for entry in chosen.inputs}
-        schedule = GuidanceSchedule(**left_out | shape, counted_in=counted_in)
+        given = {name: value for name, value in shape.items() if value is not None}
+        schedule = GuidanceSchedule(**left_out | given, counted_in=counted_in)
         image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 

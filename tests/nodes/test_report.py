@@ -224,7 +224,9 @@ def test_a_schedule_needs_only_its_shape(executor, monkeypatch, shape):
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "REGSchedule", REGSchedule)
     prompt = {"schedule": ("REGSchedule", {"shape": shape})}
     assert validated(prompt)[0]
-    assert executor.run(prompt, "schedule")["schedule"]["images"]
+    shown = executor.run(prompt, "schedule")
+    assert executor.executor.success, executor.error
+    assert shown["schedule"]["images"]
 
 
 MISTAKES = {
