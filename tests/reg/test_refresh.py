@@ -29,5 +29,5 @@ def test_a_step_that_was_measured_is_not_measured_again(refresh):
 def test_a_step_that_could_not_be_measured_is_made_up_for():
     """A cache answered step 4: step 5 is due, and the gaps go on from the next power of two."""
     assert is_due(5, 2, DOUBLING)
-    assert [step for step in range(6, 20) if is_due(step, 5, DOUBLING)][0] == 8
+    assert next(step for step in range(6, 20) if is_due(step, 5, DOUBLING)) == 8
     assert is_due(5, 0, 4)
