@@ -27,15 +27,7 @@ def model():
 @kinds
 def test_three_ways_in_give_the_same_latents(model, options):
     with torch.inference_mode():
-        node = REGGuider.execute(
-            model,
-            tiny.POSITIVE,
-            tiny.NEGATIVE,
-            4.0,
-            rectification=options.rectification,
-            estimator=options.estimator,
-            every=options.refresh,
-        )
+        node = REGGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, 4.0, **tiny.node_inputs(options))
     by_model = tiny.sample(tiny.guider(on_model(model, options)))
     by_guider = tiny.sample(node.args[0])
     by_sampler = tiny.sample(tiny.guider(model), wrap=lambda sampler: RectifiedSampler(sampler, options))
