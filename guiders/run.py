@@ -5,6 +5,8 @@ evaluation in the same batch is cheapest; ComfyUI and other patches make the gui
 only look on); and `on_step`, back again, rectifies the whole of what they made.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -119,11 +121,15 @@ class Run:
             Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self.recorder.fall_back)
         )
         self.measurement: Measurement | None = None
+        self.value: Tensor | None = None  # what stands for the Jacobian in this step
         self.shape = noise.shape
         self.clock = 0  # steps of the sampler; evaluations, where it has none to show
         self.informed = False  # has a measurement said something?
         self.origin = 0  # of the clock: the first measurement that did
         self.called_back = False
+        self.step_started: float | None = None  # by the clock on the wall
+        self.reversed = 0  # reverse passes before it
+        self.without_graph = math.inf  # seconds: what a step takes without one, the least seen
         self.given_up = False  # does the guidance stay as it is from here on?
         self.cached = False  # was a cache seen to answer a step?
         self.guided_cond = (getattr(guider, "conds", None) or {}).get("positive")
@@ -149,6 +155,7 @@ class Run:
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape, self.measurement = x.shape, None
+        self._tell_pace()
         active = self._is_in_range(sigma)
         due = active and self._is_due()
         mask = self._mask_at(x, sigma) if active else None
@@ -198,6 +205,20 @@ class Run:
         if self.state is not None and not self.measuring:
             self.state.hook = args
         return args["denoised"]
+
+    def _tell_pace(self) -> None:
+        """Between two steps, tell the estimator how long the first of them took if it differentiated.
+
+        Samplers wait for the device once a step, so that the clock on the wall tells of the device, too.
+        """
+        now, reverse = time.monotonic(), self.recorder.passes["reverse"]
+        if self.step_started is not None:
+            took = now - self.step_started
+            if reverse > self.reversed:
+                self.estimator.took(took, self.without_graph)
+            else:
+                self.without_graph = min(self.without_graph, took)
+        self.step_started, self.reversed = now, reverse
 
     def _is_active(self) -> bool:
         """Is the guidance of this step rectified?"""
@@ -351,24 +372,32 @@ class Run:
         """R(g), measured or from the last measurement; None where nothing was measured yet."""
         if self.options.uses_profile:
             value = self.rule.from_profile(self.options.profile, step)
-            self.measurement = Measurement(value, step.sigma, self.clock)
+            self.measurement = Measurement(value, step.noise, self.clock)
         elif self.state.measures and not evaluator.evaluated.from_cache:
             return self._measure(step, evaluator)
         elif self.state.measures:
             self._say_cached()
-        return self.rule.reuse(self.measurement.value, step) if self.measurement else None
+        if self.measurement is None:
+            return None
+        self.value = self.rule.carried(self.measurement.value, self.measurement.noise - step.noise)
+        return self.rule.reuse(self.value, step)
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
         first = self.learned.way is None
         if not evaluator.find_way():
             raise Unmeasurable(evaluator.why_no_way())
+        if first:  # that waited for the device, after three evaluations or more
+            self.without_graph = min(self.without_graph, time.monotonic() - self.step_started)
         if first and not step.guidance.isfinite().all():
             raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
-        before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
+        self.value = value
+        before, self.measurement = self.measurement, Measurement(value, step.noise, self.clock - self.origin)
         informative = self.rule.is_informative(value)
         if self.informed:  # where this one says nothing, the one before still stands
-            self.measurement.value = torch.where(informative, value, before.value) if before else value
+            if before:
+                self.measurement.value = torch.where(informative, value, before.value)
+                self.measurement.noise = torch.where(informative, step.noise, before.noise)
         elif bool(informative):
             self.informed, self.origin, self.measurement.step = True, self.clock, 0
         else:
@@ -402,7 +431,7 @@ class Run:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
         self.live.step(self.recorder.cfg)
-        self.recorder.step(step, rectified, self.measurement.value)
+        self.recorder.step(step, rectified, self.value)
 
 
 def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:

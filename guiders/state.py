@@ -66,7 +66,7 @@ class Measurement:
     """What stands for the model's Jacobian until the next measurement."""
 
     value: Tensor  # as the rectification reuses it
-    sigma: Tensor  # [batch] where it was measured
+    noise: Tensor  # log(σ/α) where it was measured, [batch, 1, ...]
     step: int  # of the run's clock
 
 

@@ -17,7 +17,7 @@ class REGModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="REGModel",
-            display_name="REG Model",
+            display_name="CFG guidance (REG Model)",
             category="advanced/guidance",
             search_aliases=["rectified gradient", *ALIASES],  # found first
             description="Rectifies the guidance (CFG) of a model, for KSampler and every guider. It is applied after all "

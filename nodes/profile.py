@@ -6,9 +6,10 @@ from pathlib import Path
 import comfy.sample
 import comfy.utils
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..guiders.calibrate import calibrate
+from ..guiders.report.live import show
 from ..reg import profile as profiles
 from .options import PROFILE
 
@@ -44,7 +45,8 @@ class REGCalibrate(io.ComfyNode):
             category=CATEGORY,
             search_aliases=["measure profile", "guidance profile", "calibration", "faster", "REG"],
             description="Measures a profile of a model: what REG would measure at every step, so that later runs need no extra "
-            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the latent.",
+            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the "
+            "latent.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, as it will be used."),
                 io.Conditioning.Input("positive", tooltip="A prompt typical of yours."),
@@ -141,10 +143,9 @@ class REGSaveProfile(io.ComfyNode):
             raise ValueError(
                 f"REG: {here} exists and holds another profile: choose another name, or turn overwrite on."
             )
-        made = "Saved as" if is_new else "Saved over" if overwrite else "It is there already:"
-        return io.NodeOutput(
-            ui=ui.PreviewText(f"{made} {here}. REG Load Profile has it after R, which reads the lists anew.")
-        )
+        made = "saved as" if is_new else "saved over" if overwrite else "there already,"
+        show(f"{made} {here}. Press R to see it in REG Load Profile.")
+        return io.NodeOutput()
 
 
 class REGLoadProfile(io.ComfyNode):

@@ -14,6 +14,10 @@ COMMANDS = {
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
     "holding": "holding",
+    "imagenet": "imagenet.command",
+    "faults": "faults",
+    "soak": "soak",
+    "gpu": "gpu",
 }
 
 if __name__ == "__main__":

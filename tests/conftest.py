@@ -82,7 +82,7 @@ def comfyui_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comfyui")
     for template in WORKFLOWS.glob("*.json"):
         for node in json.loads(template.read_text(encoding="utf-8"))["nodes"]:
-            for model in node["properties"].get("models", []):
+            for model in [*node["properties"].get("models", []), *node["properties"].get("converted", [])]:
                 file = folder / "models" / model["directory"] / model["name"]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
