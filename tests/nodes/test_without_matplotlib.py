@@ -40,7 +40,7 @@ def sample(guider, sampler):
         assert guider.sample(noise, 0 * noise, sampler, sigmas, disable_pbar=True).isfinite().all()
 
 model, _ = run("REGDemoModel")
-(prompt,) = run("REGDemoPrompt", **dict.fromkeys(("shape", "colour", "background", "count"), "any"))
+prompt, _ = run("REGDemoPrompt", **dict.fromkeys(("shape", "colour", "background", "count"), "any"))
 star = [[prompt[0][0].roll(1, -1) + 0.1, {}]]
 euler = comfy.samplers.sampler_object("euler")
 sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
@@ -49,7 +49,7 @@ plain = comfy.samplers.CFGGuider(model)
 plain.set_conds(star, prompt)
 plain.set_cfg(4.0)
 sample(plain, run("REGSampler", euler)[0])
-sample(run("REGAutoGuider", model, model, star, 2.0)[0], euler)
+sample(run("REGAutoGuider", model, model.clone(), star, 2.0)[0], euler)
 with torch.inference_mode():
     (profile,) = run("REGCalibrate", model, star, prompt, {"samples": torch.zeros(1, 3, 64, 64)}, 4.0, 2, 2, 0)
 run("REGSaveProfile", profile, "mine")
