@@ -6,6 +6,8 @@ from .nodes.autoguidance import REGAutoGuider
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
 from .nodes.imagenet import REGDDPM, REGDiTLoader, REGEDM2Loader, REGImageNetClass
+from .nodes.pilot import REGPilot
+from .nodes.preset import REGLoadPreset
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
 from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
@@ -26,6 +28,8 @@ class REGExtension(ComfyExtension):
             REGSaveProfile,
             REGLoadProfile,
             REGReport,
+            REGPilot,
+            REGLoadPreset,
             REGToy,
             REGToyModel,
             REGToyPlot,

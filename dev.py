@@ -24,6 +24,9 @@ COMMANDS = {  # name: module and its first argument, what it does
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),
     "bench": ("research bench", "measure what a guided step costs"),
     "steps": ("research steps", "measure the error of the difference estimator by its step"),
+    "faults": ("research faults", "raise exceptions at every call of ours, and see what is left behind"),
+    "soak": ("research soak", "run many mixed prompts in one server, and see what grows"),
+    "gpu": ("research gpu", "check correctness and cost on a CUDA machine, without a network"),
     "recording": ("research recording", "measure what a report costs the run it records"),
 }
 

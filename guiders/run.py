@@ -5,6 +5,8 @@ evaluation in the same batch is cheapest; ComfyUI and other patches make the gui
 only look on); and `on_step`, back again, rectifies the whole of what they made.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -116,7 +118,7 @@ class Run:
         kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
         step = options.step or relative_step(model, noise)
         self.estimator = kind(
-            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self._fell_back)
+            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self.recorder.fall_back)
         )
         self.measurement: Measurement | None = None
         self.value: Tensor | None = None  # what stands for the Jacobian in this step
@@ -125,6 +127,9 @@ class Run:
         self.informed = False  # has a measurement said something?
         self.origin = 0  # of the clock: the first measurement that did
         self.called_back = False
+        self.step_started: float | None = None  # by the clock on the wall
+        self.reversed = 0  # reverse passes before it
+        self.without_graph = math.inf  # seconds: what a step takes without one, the least seen
         self.given_up = False  # does the guidance stay as it is from here on?
         self.cached = False  # was a cache seen to answer a step?
         self.guided_cond = (getattr(guider, "conds", None) or {}).get("positive")
@@ -150,6 +155,7 @@ class Run:
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape, self.measurement = x.shape, None
+        self._tell_pace()
         active = self._is_in_range(sigma)
         due = active and self._is_due()
         mask = self._mask_at(x, sigma) if active else None
@@ -199,6 +205,20 @@ class Run:
         if self.state is not None and not self.measuring:
             self.state.hook = args
         return args["denoised"]
+
+    def _tell_pace(self) -> None:
+        """Between two steps, tell the estimator how long the first of them took if it differentiated.
+
+        Samplers wait for the device once a step, so that the clock on the wall tells of the device, too.
+        """
+        now, reverse = time.monotonic(), self.recorder.passes["reverse"]
+        if self.step_started is not None:
+            took = now - self.step_started
+            if reverse > self.reversed:
+                self.estimator.took(took, self.without_graph)
+            else:
+                self.without_graph = min(self.without_graph, took)
+        self.step_started, self.reversed = now, reverse
 
     def _is_active(self) -> bool:
         """Is the guidance of this step rectified?"""
@@ -366,6 +386,8 @@ class Run:
         first = self.learned.way is None
         if not evaluator.find_way():
             raise Unmeasurable(evaluator.why_no_way())
+        if first:  # that waited for the device, after three evaluations or more
+            self.without_graph = min(self.without_graph, time.monotonic() - self.step_started)
         if first and not step.guidance.isfinite().all():
             raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, value = self.rule.measure(step)
@@ -404,10 +426,6 @@ class Run:
                 reason = f"an extra pass failed: {reason}"
         self.recorder.fallback = f"guidance left as it is: {reason}"
         warn_user(f"the guidance stays as it is from here on: {reason}")
-
-    def _fell_back(self, reason: str) -> None:
-        self.recorder.fallback = reason
-        warn_user(reason)
 
     def _report(self, step: GuidedStep, rectified: Tensor) -> None:
         """Tell the recorder and the live line of a step."""

@@ -18,11 +18,9 @@ COLOURS = {  # distinguishable without red-green vision (Okabe and Ito)
     "exact": "#000000",
     "none": "#999999",
     "cfg": "#D55E00",
-    "elementwise": "#0072B2",
-    "jacobian": "#009E73",
     "natural": "#56B4E9",
-    "ratio": "#CC79A7",
     "characteristic": "#E69F00",
+    **{rule.name: rule.colour for rule in RECTIFICATIONS.values()},
 }
 NAMES = {
     "exact": "the right answer",

@@ -5,10 +5,12 @@ from comfy_execution.validation import validate_node_input
 
 from ..guiders.options import CHECKPOINT_CHOICES, Options, estimator_names
 from ..guiders.report.downstream import report_follows
+from ..pilot.preset import Preset
 from ..reg.rectification import RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
+PRESET = io.Custom("REG_PRESET")
 DEFAULTS = Options()
 
 
@@ -17,9 +19,10 @@ def sampled_anew_for_a_report(cls, **inputs) -> bool:
     return report_follows()
 
 
-def options_of(every: int = DEFAULTS.refresh, **inputs) -> Options:
-    """The options that a node's inputs ask for; what a prompt leaves out has its default."""
-    return Options(refresh=every, **inputs)
+def options_of(preset: Preset | None = None, **inputs) -> Options:
+    """The options that a node's inputs ask for; what a prompt leaves out has its default, and a preset goes before both."""
+    inputs |= preset.options if preset is not None else {}
+    return Options(refresh=inputs.pop("every", DEFAULTS.refresh), **inputs)
 
 
 def checked_before_anything_loads(
@@ -174,6 +177,11 @@ def option_inputs() -> list:
             "schedule",
             optional=True,
             tooltip="A guidance scale that changes over the run, in place of the cfg set elsewhere; from REG Schedule.",
+        ),
+        PRESET.Input(
+            "preset",
+            optional=True,
+            tooltip="A setting that REG Pilot recommended, in place of the options above that it names; from REG Load Preset.",
         ),
         io.Boolean.Input(
             "verify",

@@ -103,7 +103,7 @@ class Rectification:
 class Elementwise(Rectification):
     """The paper's map f = α Jᵀ1."""
 
-    name, label, symbol, colour = "elementwise", "REG (paper)", "f", "#1f77b4"
+    name, label, symbol, colour = "elementwise", "REG (paper)", "f", "#0072B2"
     text = "the paper's rule, a map that damps guidance where the model does not respond to the noise"
     needs, curve = Needs.JT_ONES, "factor"
 
@@ -118,7 +118,7 @@ class Elementwise(Rectification):
 class Jacobian(Rectification):
     """The whole chain rule α Jᵀg; its gain along the guidance stands for it."""
 
-    name, label, symbol, colour = "jacobian", "whole Jacobian", "gain", "#2ca02c"
+    name, label, symbol, colour = "jacobian", "whole Jacobian", "gain", "#009E73"
     text = "the paper's derivation with its chain rule kept whole"
     needs, curve = Needs.VJP, "gain"
 
@@ -130,7 +130,7 @@ class Jacobian(Rectification):
 class Ratio(Rectification):
     """One number a sample from how much narrower the conditional posterior is along the guidance; ρ stands for it."""
 
-    name, label, symbol, colour = "ratio", "ratio", "ρ", "#d62728"
+    name, label, symbol, colour = "ratio", "ratio", "ρ", "#CC79A7"
     text = "one number a picture and step, from how much the prompt narrows what can be seen; ours, without a gradient"
     needs, curve = Needs.JVP_BOTH, "rho"
 

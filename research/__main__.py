@@ -15,6 +15,9 @@ COMMANDS = {
     "recording": "benchmarks.recording",
     "holding": "holding",
     "imagenet": "imagenet.command",
+    "faults": "faults",
+    "soak": "soak",
+    "gpu": "gpu",
 }
 
 if __name__ == "__main__":

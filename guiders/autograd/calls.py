@@ -5,11 +5,13 @@ it is answered by looking at each torch call on its way (a `TorchFunctionMode`),
 is patched and nothing has to be restored.
 """
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ except ImportError:  # a ComfyUI without comfy-kitchen has nothing to replace
     kitchen = None
 
 MODULE_SLOTS = frozenset(torch.nn.Module().__dict__)  # what every module has, whose tensors keep no graph
+_locks: WeakKeyDictionary = WeakKeyDictionary()  # by network: one thread at a time overrides parts of it
 SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split")
 
 
@@ -45,6 +48,7 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
         RuntimeError: the network's output keeps no gradient. (D would have one all the same, through its own x.)
     """
     with ExitStack() as stack:
+        stack.enter_context(_lock_of(network))
         stack.enter_context(_eager_networks())
         stack.enter_context(_caches_without_graph(network))
         if options.checkpoints:
@@ -58,14 +62,23 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
 def _recording(network: torch.nn.Module, options: GraphOptions):
     """Where autograd can record the network."""
     copies = _copied_activations(network) if options.copies else nullcontext()
-    with copies, recompute_weights(network, DifferentiableCalls), DifferentiableCalls():
+    with _lock_of(network), copies, recompute_weights(network, DifferentiableCalls), DifferentiableCalls():
         yield
+
+
+def _lock_of(network: torch.nn.Module) -> threading.RLock:
+    """Held while parts of the network are overridden, so that two threads on one model do not restore each other's.
+    (A reverse pass on a GPU runs in a thread of its own, after the forward pass has let go.)"""
+    return _locks.setdefault(network, threading.RLock())
 
 
 @contextmanager
 def _must_keep_gradient(network: torch.nn.Module):
+    ours = threading.get_ident()
+
     def check(module, arguments, output):
-        if not any(part.requires_grad for part in (output if isinstance(output, (list, tuple)) else [output])):
+        parts = output if isinstance(output, (list, tuple)) else [output]
+        if threading.get_ident() == ours and not any(part.requires_grad for part in parts):
             raise RuntimeError("the network's output does not require grad")
 
     handle = network.register_forward_hook(check)
@@ -89,7 +102,7 @@ def _caches_without_graph(network: torch.nn.Module):
         yield
     finally:
         for module in network.modules():
-            for name, value in module.__dict__.items():
+            for name, value in list(module.__dict__.items()):
                 if name not in MODULE_SLOTS and _keeps_graph(value):
                     module.__dict__[name] = _without_graph(value)
 

@@ -5,6 +5,7 @@ That also keeps streamed and dequantised weights out of the graph: they are made
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import comfy.model_management
 import torch
@@ -14,6 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..rng import RNGState
 
 CHOICES = ("auto", "off", "always")
+CHECKPOINTED = 3.0  # memory of a graph whose blocks keep only their inputs, over the evaluation without one
+MARGIN = (
+    1.25  # what is estimated may be so much too little: where memory runs out, some drivers do not fail, they crawl
+)
 
 Context = Callable[[], AbstractContextManager]
 
@@ -62,6 +67,8 @@ def _kept_by_its_inputs(forward: Callable, context: Context) -> Callable:
     """
 
     def block(*args, **kwargs):
+        if not torch.is_grad_enabled():  # another thread's evaluation
+            return forward(*args, **kwargs)
         options = {key: dict(value) for key, value in kwargs.items() if isinstance(value, dict)}
         leaves, spec = tree_flatten((args, {key: value for key, value in kwargs.items() if key not in options}))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -125,19 +132,36 @@ class _Node(torch.autograd.Function):
         return (None, None, *(next(found) if n else None for n in needed))
 
 
-def graph_memory(model) -> float:
+def graph_memory(model, checkpoints: bool = False) -> float:
     """How much memory the graph of an evaluation takes, over the evaluation without one.
 
-    ComfyUI's own estimate is that of an evaluation without a graph, whose peak is a few blocks'; a graph keeps them all.
+    ComfyUI's own estimate is that of an evaluation without a graph, whose peak is a few blocks'; a graph keeps them all,
+    and one with checkpoints their inputs, and one of them whole.
     """
-    return max(2.0, len(list(blocks(model.diffusion_model))) / 4)
+    whole = max(2.0, len(list(blocks(model.diffusion_model))) / 4)
+    return min(whole, CHECKPOINTED) if checkpoints else whole
 
 
-def graph_fits(model, x: Tensor) -> bool:
-    """Does the graph of one evaluation at x fit into free memory, if models that are not in use make room for it?"""
-    needed = model.memory_required([*x.shape]) * graph_memory(model)
-    make_room(model, needed, x.device)
-    return needed < comfy.model_management.get_free_memory(x.device)
+@dataclass(frozen=True)
+class Room:
+    """What a graph needs, and what there is for it, in bytes."""
+
+    needed: float
+    free: float
+
+    @property
+    def fits(self) -> bool:
+        return self.needed * MARGIN <= self.free
+
+    def __str__(self):
+        return f"about {self.needed * MARGIN / 1e9:.1f} GB with a margin, where {self.free / 1e9:.1f} GB are free"
+
+
+def room_for_graph(model, x: Tensor, checkpoints: bool = False) -> Room:
+    """For the graph of one evaluation at x, after models that are not in use made room."""
+    needed = model.memory_required([*x.shape]) * graph_memory(model, checkpoints)
+    make_room(model, needed * MARGIN, x.device)
+    return Room(needed, comfy.model_management.get_free_memory(x.device))
 
 
 def make_room(model, needed: float, device: torch.device) -> None:

@@ -10,13 +10,12 @@ from ...reg import estimators
 from ...reg.rectification import Needs
 from ..autograd import attention
 from ..autograd.calls import GraphOptions
-from ..autograd.checkpointing import graph_memory
+from ..autograd.checkpointing import CHECKPOINTED, graph_memory, room_for_graph
 from ..evaluator import Unmeasurable
 from .base import Estimator, Setting
 from .difference import Difference, is_interrupt
 
 TRUSTED = 0.05  # how far a gradient may be from differences of the predictions: above their own error
-CHECKPOINTED = 1.5  # memory of a step with a checkpointed graph, over guidance without REG
 VERIFYING_STEP = 0.03  # the largest of these: products with a vector average the noise of coarse numbers out
 
 
@@ -38,10 +37,11 @@ class Backward(Estimator):
 
     @staticmethod
     def memory(model, options):
-        """A graph is of one evaluation of two; where its blocks keep only their inputs, it takes about as much as three."""
+        """A graph is of one evaluation, and guidance without REG makes two."""
         if options.rule.needs not in Backward.serves:
             return 1.0
-        return CHECKPOINTED if options.checkpoint == "always" else max(CHECKPOINTED, graph_memory(model) / 2)
+        most = CHECKPOINTED if options.checkpoint == "always" else max(CHECKPOINTED, graph_memory(model))
+        return most / 2
 
     def ahead(self, evaluator, state):
         if not self.works:
@@ -89,7 +89,11 @@ class Backward(Estimator):
         return evaluator.graph(learned.graph)
 
     def _choose(self, evaluator) -> GraphOptions:
-        return GraphOptions(checkpoints=self.setting.options.checkpoint == "always")
+        """How the first graph is recorded. Raises RuntimeError where it is not tried."""
+        asked, here = self.setting.options.checkpoint, evaluator.evaluated
+        return GraphOptions(
+            checkpoints=asked == "always" or (asked == "auto" and not room_for_graph(here.model, here.x).fits)
+        )
 
     def _pull_back(self, evaluator, graph: estimators.Evaluation, v: Tensor) -> Tensor:
         product = graph.pull_back(v)

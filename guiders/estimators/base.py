@@ -55,6 +55,9 @@ class Estimator:
         """
         return None
 
+    def took(self, seconds: float, without_graph: float) -> None:
+        """A step with a reverse pass took `seconds`; one without takes `without_graph`, as far as it is known."""
+
     def vjp(self, evaluator: "Evaluator", state: "StepState", v: Tensor) -> Tensor:
         """Jᵀv of the guided cond's prediction."""
         raise NotImplementedError

@@ -186,6 +186,11 @@ class Recorder:
     def method(self) -> str:
         return method(self.options.rule.label, self.estimator)
 
+    def fall_back(self, reason: str) -> None:
+        """The estimator asked for cannot be used; the user is told why."""
+        self.fallback = reason
+        warn_user(reason)
+
     def step(self, step: "GuidedStep", rectified: Tensor, kept: Tensor) -> None:
         """Take down a guided step: its rectified guidance [batch, ...] and what was kept of it."""
         self.guided += 1

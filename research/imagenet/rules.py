@@ -113,7 +113,7 @@ def guider(
     """
     system = system_of(model)
     schedule = Schedule(rule, system, scale, moment(model, system))
-    options = {"rectification": "elementwise", "estimator": "backward", "every": 1, "strength": float(rule.rectified)}
+    options = {"rectification": "elementwise", "estimator": "backward", "refresh": 1, "strength": float(rule.rectified)}
     model = on_model(model, Options(**options, schedule=schedule))
     if rule.guides_by_a_weaker_model and away is None:
         raise ValueError(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...lab import guides
 from .. import intervals, markdown
 from . import anisotropy, steps
 from .candidates import CANDIDATES
@@ -27,7 +28,7 @@ OUTPUT = Path(__file__).parents[2] / "docs" / "lab"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
 OTHERS = ("steps", "anisotropy", "figures")
 ENDS = ("floor", "exact", "none")
-BASIC = ("elementwise", "jacobian", "natural", "ratio")
+BASIC = tuple(name for name in guides.all_rules() if name != "none")
 FIELD_WORLDS = tuple(name for name in WORLDS if name.startswith("field"))
 MIXED_WORLDS = tuple(name for name in WORLDS if name.startswith("mixed"))
 

@@ -138,7 +138,7 @@ CACHES = [
         "CFG; on steps from the cache, with the last measurement",
         steps=5,
         note="There the network is not asked, and its Jacobian cannot be had: REG finds the cache, says so, and "
-        "measures on the other steps, asking the network itself. What the cache skips does not change.",
+        "measures on the other steps, past the cache. What the cache skips does not change.",
     ),
     Neighbour(
         "LazyCache",
@@ -211,18 +211,9 @@ GUIDERS = [
     Use("Basic Guider", "nothing: one prompt has no guidance, and REG says so", works="no"),
     Use("CFG Override", "CFG at the overridden scale; steps at cfg 1 stay as they are"),
     Use(
-        "Dual CFG Guider, nested",
-        "the guidance from cond2 to cond1",
-        "The guider goes on after every patch: the guidance from the negative to what was rectified stays as it is, and "
-        "REG says so.",
-        works="in part",
-    ),
-    Use(
-        "Dual CFG Guider, regular",
-        "the guidance from the negative to cond2",
-        "The guider adds cond1's term after every patch: that stays as it is, and REG says so. With cfg_cond2_negative at "
-        "1 nothing is left to rectify.",
-        works="in part",
+        "Dual CFG Guider, regular and nested",
+        "all that leads from cond1's prediction to the guider's",
+        "The ratio compares with the negative; regular at cfg_cond2_negative = 1, where that is not evaluated, with cond2.",
     ),
     Use("Dual Model CFG Guider", "CFG", "The ratio compares with the Jacobian of the negative's model."),
     Use(
@@ -239,12 +230,13 @@ RUNS = [
         "every sampler in ComfyUI's list",
         "each evaluation of a step",
         "CFG++ samplers see the true unconditional prediction, and SDE samplers draw the noise that they draw without "
-        "REG. `every` counts evaluations: samplers that evaluate twice a step measure twice as often.",
+        "REG. `measure every` counts steps: of a step's evaluations one is measured, and all are rectified.",
     ),
     Use(
         "noise masks, soft masks, Differential Diffusion",
         "the whole prediction",
-        "ComfyUI puts the given part of the picture back afterwards.",
+        "Only the part of the latent that is free to change counts in what is measured. ComfyUI puts the given part of the "
+        "picture back afterwards.",
     ),
     Use("AR Video's sampler", "nothing: it takes no cfg but 1, and REG says so", works="no"),
     Use("img2img, partial denoise", STEPS),
@@ -253,6 +245,101 @@ RUNS = [
         STEPS,
         "`start_percent` and `end_percent` are of the model's whole schedule in every stage, as everywhere in ComfyUI. A "
         "stage begins by measuring anew.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of patch that other packs have."""
+
+    name: str
+    example: str  # where people meet it
+    sees: str  # what REG sees of it
+    does: str  # what REG does
+    patches: tuple[str, ...]  # in `neighbours.py`, which the tests try
+
+
+SAME_WAY = "makes its own evaluations by the patch's own function, with the same random numbers"
+AS_IT_IS = "says so in one sentence, and leaves the guidance as it is for the rest of the run"
+
+KINDS = [
+    Kind(
+        "evaluates the prompts in ComfyUI's place, with options of its own",
+        "presets of Automatic CFG, SLG (simple)",
+        "the function in ComfyUI's slot, and whether it gives the same predictions when REG calls it",
+        SAME_WAY,
+        ("own_calc",),
+    ),
+    Kind(
+        "hands the network changed copies of the prompts, fixed or with noise",
+        "CADS in ComfyUI-ppm",
+        "the same; a prompt is known by its place and by the prediction it gave",
+        SAME_WAY,
+        ("copies_of_conds", "noisy_copies_of_conds"),
+    ),
+    Kind(
+        "tells the prompts by the halves of the batch",
+        "NAG",
+        "a prompt alone gives another prediction than in the batch",
+        "keeps the batch together in its own evaluations, which then cost as much as a step",
+        ("half_of_the_batch",),
+    ),
+    Kind(
+        "writes into the predictions in place",
+        "pre-CFG patches of Pre CFG, Skimmed CFG",
+        "the predictions as the model made them, copied before any patch",
+        "measures from those; what the patch does to them is part of the guidance",
+        ("in_place_pre_cfg",),
+    ),
+    Kind(
+        "evaluates the prompts within its own guidance rule",
+        "presets of Automatic CFG",
+        "predictions of zeros, or none, where the prompts should be",
+        AS_IT_IS,
+        ("conds_not_evaluated",),
+    ),
+    Kind(
+        "changes predictions in a way that cannot be repeated",
+        "patches that count their calls, or answer from memory",
+        "at the same latent REG's own evaluation gives something else",
+        AS_IT_IS,
+        ("counts_its_calls",),
+    ),
+    Kind(
+        "caches the network's work, under any name, by prompt or for all",
+        "TeaCache, first-block caches, EasyCache",
+        "fewer of the network's blocks run than in the run's first evaluation",
+        "measures on the other steps, past the cache; on cached steps the last measurement stands",
+        ("cache_around_the_network", "cache_of_one_residual", "cache_around_the_model"),
+    ),
+    Kind(
+        "is a rule of its own that tells its hooks little",
+        "guiders of other packs",
+        "what the hooks are told; a scale that is not told is not asked for",
+        "rectifies what the guider ends with; a schedule sets the guider's own cfg",
+        ("ThinRule",),
+    ),
+    Kind(
+        "copies the step's options, deeply or into a file",
+        "Pre CFG PAG, Pre CFG zero attention",
+        "nothing: the copies hold no model, no guider and no run",
+        "goes on as always, in either order of the nodes",
+        ("deep_copies",),
+    ),
+    Kind(
+        "has weights of its own kind, made anew for each call",
+        "GGUF, quantised loaders",
+        "tensors of other classes, and layers that make their weights",
+        "takes the gradient all the same; no weight that was made is kept for it",
+        ("tensor_subclass_weights",),
+    ),
+    Kind(
+        "fails",
+        "rules that do not know a latent of this shape",
+        "the exception, on its way",
+        "nothing: it is raised from the same place, and nothing of REG's is left behind",
+        ("fails_in_the_third_step",),
     ),
 ]
 
@@ -294,6 +381,19 @@ pass and by differences (`tests/guiders/test_additions.py`, `test_added_networks
 |---|---|---|---|
 {runs}"""
 
+OF_A_KIND = """
+## Patches of other packs, by their kind
+
+REG does not know other packs by name. It looks at what their patches do, and takes a difference only between
+evaluations that were made the same way: in the first step that it measures, one evaluation more than it needs sees
+whether REG gets what ComfyUI got. Each kind is tested with a small patch of its own
+(`tests/guiders/test_neighbours.py`): what is rectified, in numbers; and that with a strength near 0 the patch acts as it
+does alone.
+
+| a patch that … | where people meet it | what REG sees | what REG does |
+|---|---|---|---|
+{kinds}"""
+
 TAIL = """
 ## What to know
 
@@ -313,9 +413,10 @@ def page() -> str:
     neighbours = [*GUIDANCE, *NETWORK, LORA_HOOKS, *CACHES]
     rows = "".join(f"| {n.name} | yes | {n.rectified} | no | nothing |\n" for n in neighbours)
     more = MORE.format(prompts=table(PROMPTS), guiders=table(GUIDERS), runs=table(RUNS))
+    kinds = "".join(f"| {k.name} | {k.example} | {k.sees} | {k.does} |\n" for k in KINDS)
     everything = [*neighbours, *PROMPTS, *GUIDERS, *RUNS]
     notes = [f"- **{one.name}**: {one.note}" for one in everything if one.note]
-    return HEAD + rows + more + TAIL.format(notes="\n".join(notes))
+    return HEAD + rows + more + OF_A_KIND.format(kinds=kinds) + TAIL.format(notes="\n".join(notes))
 
 
 def table(rows: list[Use]) -> str:

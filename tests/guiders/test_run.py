@@ -117,25 +117,18 @@ def test_passes(options, passes, first, refresh, measured):
     assert asked == (8 * 2 + measured * (passes - 2) + first) * len(X)
 
 
-def test_what_is_kept_between_measurements(model):
-    """elementwise keeps its map, jacobian its gain along the guidance."""
-    later = (X * 0.9, SIGMA * 0.9)
+@pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
+@pytest.mark.parametrize("refresh", [3, 0])
+def test_what_is_kept_between_measurements(options, refresh):
+    """elementwise keeps its map, jacobian its gain along the guidance, ratio ρ: a run against the formulas written out.
 
-    def second(options):
-        return tiny.predict(tiny.guider(on_model(model, options)), (X, SIGMA), later)[1]
-
-    g = tiny.predict(tiny.guider(model), later)[0] - (cond := tiny.predict(tiny.guider(model, 1.0), later)[0])
-    first_cond = tiny.predict(tiny.guider(model, 1.0), (X, SIGMA))[0]
-    first_g = tiny.predict(tiny.guider(model), (X, SIGMA))[0] - first_cond
-    for rectification in ("elementwise", "jacobian"):
-        kept = Options(rectification, "backward", refresh=2)
-        first = tiny.predict(tiny.guider(on_model(model, kept)), (X, SIGMA))[0] - first_cond
-        if rectification == "elementwise":
-            expected = first / first_g * g
-        else:
-            gain = (first * first_g).flatten(1).sum(1) / first_g.square().flatten(1).sum(1)
-            expected = gain.clamp(0, 1).view(-1, 1, 1, 1) * g
-        torch.testing.assert_close(second(kept) - cond, expected, rtol=1e-3, atol=1e-4)
+    Of six steps, 0 and 3 are measured, or 0, 1, 2 and 4.
+    """
+    options, model = replace(options, refresh=refresh), tiny.as_model(by_hand.Narrowing())
+    hand = by_hand.Guider(model, 4.0, options)
+    expected, plain = tiny.sample(hand, steps=6), tiny.sample(tiny.guider(model), steps=6)
+    assert hand.measurements == (2 if refresh else 4)
+    by_hand.assert_same(tiny.sample(tiny.guider(on_model(model, options)), steps=6), expected, expected - plain)
 
 
 @kinds

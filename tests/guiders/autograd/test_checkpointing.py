@@ -109,16 +109,6 @@ def test_out_of_memory_goes_on_block_by_block(caplog):
     assert not [r for r in caplog.records if "difference" in r.getMessage()]
 
 
-def test_a_graph_that_would_not_fit_is_checkpointed_from_the_start(monkeypatch):
-    monkeypatch.setattr("comfy.model_management.get_free_memory", lambda *args, **kwargs: 2**40)
-    model, seen = tiny.as_model(Blocks()), []
-    model.model.memory_required = lambda shape, **kwargs: 2**39 + 1
-    first = model.model.diffusion_model.blocks[0]
-    first.register_forward_pre_hook(lambda module, arguments: seen.append("forward" in module.__dict__))
-    tiny.predict(tiny.guider(on_model(model, Options("jacobian", "auto"))), (tiny.latent(), 1.0))
-    assert True in seen
-
-
 def test_the_mode_is_the_one_of_the_forward_pass():
     """Inference weights and kitchen ops are met again in the reverse pass."""
     assert issubclass(DifferentiableCalls, torch.overrides.TorchFunctionMode)
