@@ -24,11 +24,11 @@ def test_a_negative_that_is_the_positive_is_refused():
     again = [[tensor.clone(), dict(more)] for tensor, more in tiny.POSITIVE]
     for negative in (tiny.POSITIVE, again):
         with pytest.raises(ValueError, match="REG: negative is the same prompt as positive"):
-            REGAutoGuider.execute(*models(), tiny.POSITIVE, negative)
+            REGAutoGuider.execute(*models(), tiny.POSITIVE, negative=negative)
 
 
 def test_what_differs_is_taken():
     mask = {"mask": torch.ones(1, 4, 4)}
     elsewhere = [[tensor, {**more, **mask}] for tensor, more in tiny.POSITIVE]
     for negative in (None, tiny.NEGATIVE, elsewhere):
-        assert REGAutoGuider.execute(*models(), tiny.POSITIVE, negative).args[0].cfg == 2.0
+        assert REGAutoGuider.execute(*models(), tiny.POSITIVE, negative=negative).args[0].cfg == 2.0
