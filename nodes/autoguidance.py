@@ -67,7 +67,7 @@ class REGAutoGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, weak_model, positive, negative=None, cfg=2.0, negative_share=0.5, **options
+        cls, model, weak_model, positive, cfg=2.0, negative=None, negative_share=0.5, **options
     ) -> io.NodeOutput:
         if weak_model is model:
             raise ValueError(

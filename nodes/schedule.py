@@ -37,6 +37,7 @@ class REGSchedule(io.ComfyNode):
                                 _cfg("Guidance scale at the end; it rises to this from 1, slowly first. (MDT)"),
                                 io.Float.Input(
                                     "power",
+                                    optional=True,
                                     default=4.0,
                                     min=0.1,
                                     max=100.0,
@@ -75,15 +76,20 @@ class REGSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
-        schedule = GuidanceSchedule(**shape, counted_in=counted_in)
+        (chosen,) = (option for option in cls.define_schema().inputs[0].options if option.key == shape["shape"])
+        left_out = {entry.id: entry.default for entry in chosen.inputs}
+        given = {name: value for name, value in shape.items() if value is not None}
+        schedule = GuidanceSchedule(**left_out | given, counted_in=counted_in)
         image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 
 
 def _cfg(tooltip: str, name: str = "cfg", default: float = 5.0) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+    return io.Float.Input(
+        name, optional=True, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip
+    )
 
 
 def _percent(name: str, default: float, verb: str) -> io.Float.Input:
     tooltip = f"Where in sampling guidance {verb}, as in ComfyUI's other nodes."
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+    return io.Float.Input(name, optional=True, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)

@@ -43,7 +43,7 @@ NOTHING_DONE = (
 
 
 NO_GUIDANCE = (
-    "no step was rectified: cfg is 1 (models distilled to run so have no guidance), or start_percent and end_percent "
+    "no step was guided: cfg is 1 (models distilled to run so have no guidance), or start_percent and end_percent "
     "leave no step"
 )
 

@@ -117,6 +117,12 @@ def test_readmes_say_the_same():
     assert parts[0] == parts[1]
 
 
+def test_the_readme_is_read_in_a_minute():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 700
+    assert text.count("![") <= 4
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that a Markdown page's headings get."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)

@@ -22,6 +22,7 @@ from pack.nodes import draw, picture
 from pack.nodes.guidance import REGModel, REGSampler
 from pack.nodes.profile import REGLoadProfile
 from pack.nodes.report import WITHOUT_REG, REGReport
+from pack.nodes.schedule import REGSchedule
 from pack.reg.rectification import named
 from pack.tests.guiders import tiny
 
@@ -216,6 +217,16 @@ def test_what_has_a_default_may_be_left_out(executor):
     prompt = graph(reg=("REGModel", {"model": ["tiny", 0]}), report=("REGReport", {"latent": ["sampler", 0]}))
     assert validated(prompt)[0]
     assert "strength 1, percent 0 to 1, measured with doubling gaps" in text(executor.run(prompt))
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "interval"])
+def test_a_schedule_needs_only_its_shape(executor, monkeypatch, shape):
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "REGSchedule", REGSchedule)
+    prompt = {"schedule": ("REGSchedule", {"shape": shape})}
+    assert validated(prompt)[0]
+    shown = executor.run(prompt, "schedule")
+    assert executor.executor.success, executor.error
+    assert shown["schedule"]["images"]
 
 
 MISTAKES = {
