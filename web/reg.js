@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
-const ROOM = { REGReport: [420, 560], REGToy: [400, 640], REGToyPlot: [400, 520] } // new nodes whose pictures have text
+const ROOM = { REGReport: [420, 560], REGToy: [400, 640], REGToyPlot: [400, 520], REGSchedule: [320, 390] } // new nodes whose pictures have text
 const LINE = "$$node-text-preview" // the widget in which ComfyUI shows the text that a node sends
 
 // Nodes 2.0 folds advanced inputs away; the classic renderer can do so too (a right click shows them), if it is told.
