@@ -38,12 +38,18 @@ def without_work_units(model_options: dict) -> dict:
 def blocks_run(network: torch.nn.Module | None):
     """A set that fills with the blocks of the network that run within.
 
-    A cache answers in the place of all blocks or of most of them, whatever its name and wherever it sits.
+    A cache answers in the place of all blocks or of most of them, whatever its name and wherever it sits. Blocks that
+    are compiled are never in it: their hooks would be compiled with them, and run in the first call only.
     """
     ran: set[torch.nn.Module] = set()
+
+    def note(block, args):
+        if not torch.compiler.is_compiling():
+            ran.add(block)
+
     with ExitStack() as stack:
         for block in blocks(network) if network is not None else ():
-            stack.callback(block.register_forward_pre_hook(lambda block, _: ran.add(block)).remove)
+            stack.callback(block.register_forward_pre_hook(note).remove)
         yield ran
 
 

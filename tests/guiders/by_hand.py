@@ -121,7 +121,8 @@ class Guider(comfy.samplers.CFGGuider):
     """CFG on the tiny network, with the formula in the part of the schedule that the options name.
 
     It draws no random numbers and hides none, and post-CFG hooks see the true unconditional prediction. It measures at
-    the steps of the sampler that `refresh` names, counted by its callback, from the first one that says something.
+    every evaluation for refresh = 1, and else at the steps of the sampler that `refresh` names, counted by its callback,
+    from the first one that says something.
 
     Args:
         mask: sigma -> 1 where the latent is free to change, 0 where it is given.
@@ -136,7 +137,7 @@ class Guider(comfy.samplers.CFGGuider):
 
     def sample(self, *args, callback=None, **kwargs):
         self.steps, self.called_back = 0, False  # begun, and as the sampler counts them
-        self.measured_at, self.value, self.began = [], None, None
+        self.measured_at, self.value, self.began, self.noise = [], None, None, None
 
         def count(i, *rest):
             self.steps, self.called_back = i + 1, True
@@ -166,14 +167,14 @@ class Guider(comfy.samplers.CFGGuider):
         if self.value is not None and self.value.shape[-1] not in (1, x.shape[-1]):
             self.value, self.measured_at = None, []  # of another size
         if not self.is_due(now):
-            return reuse(self.options, self.value, g, delta, mask)
+            return reuse(self.options, self.carried(sigma, alpha), g, delta, mask)
         self.measurements += 1
         denoisers = [self.prediction(text, sigma) for text in (tiny.POSITIVE, tiny.NEGATIVE)]
         with torch.enable_grad():
             measured = measure(self.options, *denoisers, x, g, alpha, mask=mask)
         value = kept(self.options, measured, g, alpha, mask)
         if self.says_something(value) or self.began is None:
-            self.value = value
+            self.value, self.noise = value, (sigma.view(-1, 1, 1, 1) / alpha).log()
         if self.began is None and self.says_something(value):
             self.began = now
         self.measured_at += [now] if self.began is not None else []
@@ -185,9 +186,17 @@ class Guider(comfy.samplers.CFGGuider):
         """A map that is 0 everywhere (α = 0), or a number that was clamped, does not."""
         return bool(((value != 0) if self.options.rectification == "elementwise" else (value > 0) & (value < 1)).any())
 
+    def carried(self, sigma, alpha):
+        """A map and a gain stand as they are; the odds ρ / (1 − ρ) rise as σ/α falls."""
+        if self.options.rectification != "ratio":
+            return self.value
+        fall = (self.noise - (sigma.view(-1, 1, 1, 1) / alpha).log()).exp()
+        odds = self.value / (1 - self.value) * fall
+        return torch.where((self.value > 0) & (self.value < 1) & fall.isfinite(), odds / (1 + odds), self.value)
+
     def is_due(self, now):
         """Since the first: 0, 1, 2, 4, 8, … for refresh = 0, and every n-th for n."""
-        if not self.measured_at:
+        if self.options.refresh == 1 or not self.measured_at:
             return True
         if self.options.refresh:
             return now - self.measured_at[-1] >= self.options.refresh

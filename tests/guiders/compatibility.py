@@ -230,7 +230,7 @@ RUNS = [
         "every sampler in ComfyUI's list",
         "each evaluation of a step",
         "CFG++ samplers see the true unconditional prediction, and SDE samplers draw the noise that they draw without "
-        "REG. `measure every` counts steps: of a step's evaluations one is measured, and all are rectified.",
+        "REG. `measure every` counts steps: of a step's evaluations one is measured, at 1 all of them; all are rectified.",
     ),
     Use(
         "noise masks, soft masks, Differential Diffusion",

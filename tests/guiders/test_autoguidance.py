@@ -43,7 +43,7 @@ def weak():
 
 
 def auto(model, weak, options=PLAIN, cfg=CFG, **given):
-    return REGAutoGuider.execute(model, weak, tiny.POSITIVE, cfg, **given, **tiny.node_inputs(options)).args[0]
+    return REGAutoGuider.execute(model, weak, tiny.POSITIVE, cfg=cfg, **given, **tiny.node_inputs(options)).args[0]
 
 
 def alone(model, cond=tiny.POSITIVE, x=X):
@@ -220,7 +220,7 @@ def test_one_guider_serves_many_runs_also_after_a_failure(model, weak):
 
 def test_a_model_may_be_its_own_weak_model_with_other_patches(model):
     """Of one loaded model: nothing to guide by alone, something with a patch."""
-    torch.testing.assert_close(answer(auto(model, model)), alone(model))
+    torch.testing.assert_close(answer(auto(model, model.clone())), alone(model))
     patched = model.clone()
     patched.set_model_unet_function_wrapper(
         lambda apply, args: 0.5 * apply(args["input"], args["timestep"], **args["c"])

@@ -240,7 +240,7 @@ def test_copies_of_the_options_hold_nothing_of_the_run(first):
     patched = patch(on_model(model, options)) if first == "REG" else on_model(patch(model), options)
     patched.set_model_sampler_pre_cfg_function(pickled)
     found = guided(patched)
-    expected = run(patched, guided=lambda _: found)
+    expected = run(patched, guided=lambda _, guider=found: guider)
     assert expected.isfinite().all()
     references = [weakref.ref(model.model), weakref.ref(found)]
     assert [one for one in gc.get_objects() if isinstance(one, Run) and one.guider is found] == []

@@ -57,6 +57,11 @@ def test_samples_as_with_the_formula_by_differences(model, sampler):
     check(model, sampler, DIFFERENCE)
 
 
+@pytest.mark.parametrize("sampler", TWICE)
+def test_a_measurement_stands_for_the_evaluations_of_a_step(model, sampler):
+    check(model, sampler, replace(BACKWARD, refresh=2))
+
+
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "euler_cfg_pp", "heun", "dpmpp_2m_sde", "lcm"])
 def test_flow_models_too(sampler):
     check(tiny.as_model(tiny.Network(), "FLOW"), sampler, BACKWARD)
@@ -94,15 +99,21 @@ def test_strength_0_is_the_plain_run_bit_for_bit(model, sampler):
 
 
 @pytest.mark.parametrize("sampler", TWICE)
-def test_both_evaluations_of_a_step_are_rectified_and_one_is_measured(model, sampler):
-    """A measurement costs one conditional evaluation; the run's first one more, to see whether ours agree."""
-    hand = by_hand.Guider(model, CFG, DIFFERENCE)
+@pytest.mark.parametrize("refresh", [1, 2, 0])
+def test_both_evaluations_of_a_step_are_rectified(model, sampler, refresh):
+    """With refresh = 1 both are measured, else one of a step that is due. A measurement costs one conditional evaluation;
+    the run's first one more, to see whether ours agree."""
+    options = replace(DIFFERENCE, refresh=refresh)
+    hand = by_hand.Guider(model, CFG, options)
     sampled(hand, sampler)
-    assert hand.evaluations > STEPS == hand.measurements
+    assert hand.evaluations > STEPS
+    assert (
+        hand.measurements == {1: hand.evaluations, 2: STEPS / 2, 0: 3}[refresh]
+    )  # of four steps 0 and 2; or 0, 1 and 2
     network = model.model.diffusion_model
     before = network.evaluated
-    sampled(tiny.guider(on_model(model, DIFFERENCE), CFG), sampler)
-    assert network.evaluated - before == (2 * hand.evaluations + STEPS + 1) * len(tiny.latent())
+    sampled(tiny.guider(on_model(model, options), CFG), sampler)
+    assert network.evaluated - before == (2 * hand.evaluations + hand.measurements + 1) * len(tiny.latent())
 
 
 @pytest.mark.parametrize("sampler", CFG_PP)

@@ -145,20 +145,3 @@ def test_other_models_make_room_for_a_graph(monkeypatch):
 
     assert checkpointing.room_for_graph(model, torch.zeros(1, 3, 4, 4).as_subclass(On)).fits
     assert (used.unloaded, unused.unloaded) == (False, True)
-
-
-def test_comfyui_is_told_before_the_model_is_loaded(monkeypatch):
-    """Memory for three evaluations in a batch, where CFG asks for two."""
-    model, asked = tiny.as_model(tiny.Network()), []
-    load = comfy.model_management.load_models_gpu
-
-    def loading(models, memory_required=0, **kwargs):
-        asked.append(memory_required)
-        return load(models, memory_required=memory_required, **kwargs)
-
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", loading)
-    for options in (None, Options(), Options(strength=0.0)):
-        tiny.predict(tiny.guider(on_model(model, options) if options else model), POINT)
-    plain, rectified, nothing = asked
-    assert rectified == 1.5 * plain
-    assert nothing == plain
