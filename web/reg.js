@@ -13,6 +13,8 @@ app.registerExtension({
         const always = app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets")
         if (always || !node.comfyClass?.startsWith("REG")) return
         for (const widget of node.widgets ?? []) if (widget.options?.advanced) widget.advanced = true
+        const layout = node.getLayoutWidgets?.bind(node) // or the node keeps room for what it does not show
+        if (layout) node.getLayoutWidgets = () => layout().filter((widget) => !widget.advanced || node.showAdvanced)
     },
 })
 
