@@ -52,7 +52,7 @@ def test_the_template_runs_and_shows_its_pictures(demo):
 
 def test_a_node_is_found_by_search_and_wired_by_hand(demo):
     demo.delete("REG Model")
-    demo.add("REG Model", "CFG guidance (REG Model)", EMPTY, (1250, 690))
+    demo.add("REG Model", "CFG guidance (REG Model)", EMPTY, (420, 318))
     demo.wire("REG Demo Model", "MODEL", "CFG guidance (REG Model)", "model")
     demo.wire("CFG guidance (REG Model)", "MODEL", "Sample with REG", "model")
     demo.run()
@@ -98,11 +98,11 @@ def test_the_help_page_opens(demo):
     demo.screenshot("gui-help")
 
 
-def test_a_mistake_is_shown_on_its_node(demo):
+def test_a_mistake_is_shown_on_its_node_before_anything_loads(demo):
     demo.set("REG Model", start_percent=0.8, end_percent=0.2)
     demo.run()
-    assert "REG Model failed" in demo.marked("error-overlay").text
-    demo.marked("error-overlay-see-errors").click()
     why = "REG: start_percent (0.8) comes after end_percent (0.2): swap them."
-    demo.until(lambda: why in demo.marked("properties-panel").text, "the reason")
+    assert demo.marked("error-overlay").text.count(why) == 1
+    demo.marked("error-overlay-see-errors").click()
+    demo.until(lambda: "1 node — 1 error" in demo.marked("properties-panel").text, "one error")
     demo.screenshot("gui-error")

@@ -35,10 +35,15 @@ def page(node: str, language: str) -> str:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of the table rows of a page after the first, by each of the names in the first."""
-    lines = [line.strip("|") for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
-    return {name: rest for first, *rest in cells for name in re.findall(r"`([^`]+)`", first)}
+    """What a page says of each input and output: items of lists, for a table does not fit ComfyUI's side panel."""
+    items = re.findall(r"^- \*\*(`.*?)\*\*[:：] *(.*)$", text, flags=re.MULTILINE)
+    return {name: [rest] for first, rest in items for name in re.findall(r"`([^`]+)`", first)}
+
+
+def test_no_table_stands_in_a_help_page():
+    assert not [
+        path for path in PAGES.rglob("*.md") if re.search(r"^\|", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
 
 
 def test_pages_of_the_nodes_and_no_others():
