@@ -133,8 +133,10 @@ def recorded(model, rule: str, steps: int, prompt: str) -> list[Recorded]:
 
 
 def errors(rule: Rectification, notes: list[Recorded], measured: list[int], carry: Carry) -> list[tuple]:
-    """Per step: sigma, the next one, the length of what a rhythm is off, and of what CFG is off. The steps of a rhythm count from
-    the first measurement that says something."""
+    """Per step: sigma, the next one, the length of what a rhythm is off, and of what CFG is off.
+
+    The steps of a rhythm count from the first measurement that says something.
+    """
     start = next((i for i, note in enumerate(notes) if note.informative), 0)
     known: list[Recorded] = []
     found = []
@@ -149,7 +151,7 @@ def errors(rule: Rectification, notes: list[Recorded], measured: list[int], carr
 
 
 def error(steps: list[tuple]) -> float:
-    """Of a rhythm over CFG's: what the samples are moved wrongly, for a sampler moves by the part of sigma that a step takes."""
+    """Of a rhythm over CFG's: what the samples are moved wrongly. A sampler moves by the part of sigma that a step takes."""
     moved = [((sigma - after) / sigma * off, (sigma - after) / sigma * cfg) for sigma, after, off, cfg in steps]
     held, guided = map(sum, zip(*moved, strict=True))
     return held / guided

@@ -105,7 +105,8 @@ def main() -> None:
     for plain, reg in zip(*both.values(), strict=True):
         lines.append(f"| {plain[0]} | {plain[1]:.0f} | {plain[2]} | {plain[3]} | {reg[1]:.0f} | {reg[2]} | {reg[3]} |")
     grown = ", ".join(f"{name} {growth(rows):+.1f}" for name, rows in both.items())
-    text = f"Made by `{shlex.join(['python3', 'dev.py', 'soak', *sys.argv[1:]])}`. MB for each 100 prompts, over the second half: {grown}.\n\n"
+    command = shlex.join(["python3", "dev.py", "soak", *sys.argv[1:]])
+    text = f"Made by `{command}`. MB for each 100 prompts, over the second half: {grown}.\n\n"
     text += "\n".join(lines) + "\n"
     print(text)
     if arguments.output:

@@ -5,11 +5,11 @@ from html import unescape
 import numpy as np
 import pytest
 
-from pack.research import target, world
 from pack.pilot import collect, measures, page
 from pack.pilot.arms import UNGUIDED, Arm, Cell, address, cells
 from pack.pilot.store import Store
 from pack.pilot.verdict import judge
+from pack.research import target, world
 
 BASELINE, GENTLE, HARSH, BROKEN, SAME = (
     Arm("cfg", 5.0),

@@ -8,7 +8,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
-from pack.guiders import run
+from pack.guiders import pace
 from pack.guiders.attach import on_model
 from pack.guiders.autograd.checkpointing import CHECKPOINTED, MARGIN, graph_memory
 from pack.guiders.options import Options
@@ -134,7 +134,7 @@ class Crawls(Deep):
 def test_a_device_that_crawls_is_left_to_differences(monkeypatch, device, estimator, seconds, graphs):
     """A step without a graph takes three seconds here: three evaluations. Steps 0, 1 and 2 of four measure."""
     clock = Clock()
-    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr(pace, "time", clock)
     device(100)
     network = Crawls(clock, seconds)
     with captured_warnings() as lines:
