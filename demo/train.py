@@ -50,7 +50,8 @@ def draw_training_batch(seed: tuple[int, ...], even: bool = False) -> tuple[torc
 
 def spread_normal(n: int, generator: torch.Generator) -> torch.Tensor:
     """A standard normal draw from each of n intervals of equal probability, in order, [n]."""
-    return torch.special.ndtri((torch.arange(n) + torch.rand(n, generator=generator)) / n)
+    p = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    return torch.special.ndtri(p.clamp(max=1 - 2**-24))
 
 
 def expected_error(ratio: torch.Tensor) -> torch.Tensor:
