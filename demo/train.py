@@ -174,7 +174,7 @@ def draw_curve(work: Path, title: str) -> None:
     axes.plot(losses.held_out_loss.dropna(), "o-", color="#22406a", label="held-out loss, averaged weights")
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, wrap=True)
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8)
     figure.savefig(work / "curve.png", dpi=110)
