@@ -71,9 +71,10 @@ def _choose(rng: np.random.Generator, p: np.ndarray) -> np.ndarray:
     return (rng.random(len(p))[:, None] > p.cumsum(1)[:, :-1]).sum(1)
 
 
-def sample_attributes(n: int, rng: np.random.Generator) -> Attributes:
-    """n draws from the joint distribution of all attributes."""
-    shape = _choose(rng, np.tile(P_SHAPE, (n, 1)))
+def sample_attributes(n: int, rng: np.random.Generator, shape: np.ndarray | None = None) -> Attributes:
+    """n draws from the joint distribution of all attributes, or given their shapes [n]."""
+    if shape is None:
+        shape = _choose(rng, np.tile(P_SHAPE, (n, 1)))
     colour = _choose(rng, P_COLOUR_GIVEN_SHAPE[shape])
     background = _choose(rng, P_BACKGROUND_GIVEN_COLOUR[colour])
     count = _choose(rng, np.tile(P_COUNT, (n, 1)))
@@ -127,9 +128,9 @@ def draw_picture(attributes: Attributes, i: int) -> np.ndarray:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def draw_batch(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n random pictures [n, 64, 64, 3] uint8 and their prompt attributes [n, 4]."""
-    attributes = sample_attributes(n, np.random.default_rng(seed))
+def draw_batch(n: int, seed: int, shape: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """n random pictures [n, 64, 64, 3] uint8, or given their shapes [n], and their prompt attributes [n, 4]."""
+    attributes = sample_attributes(n, np.random.default_rng(seed), shape)
     return np.stack([draw_picture(attributes, i) for i in range(n)]), attributes.discrete()
 
 
