@@ -7,6 +7,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -51,18 +52,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(python: Path, comfyui: Path, module: str, arguments: list[str]) -> None:
+def run(python: Path, comfyui: Path, module: str, arguments: list[str], site: Sequence[Path] = ()) -> None:
     """Become `python -m module` in the repository's root, with ComfyUI on the path; never returns.
 
     ComfyUI comes before the repository, since both have a `nodes`; -P keeps the working folder from going first.
     """
     os.chdir(ROOT)
-    path = os.pathsep.join([str(comfyui), str(ROOT)])
+    path = os.pathsep.join(map(str, [comfyui, ROOT, *site]))
     environment = os.environ | {"PYTHONPATH": path, "COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"}
     command = [str(python), "-P", "-m", *module.split(), *arguments]
     if os.name == "nt":  # exec would give the prompt back at once there
         sys.exit(subprocess.call(command, env=environment))
     os.execve(python, command, environment)
+
+
+def carried(what: str, folder: str = "carried", *arguments: str) -> None:
+    """Make the folder that a machine without a network needs, or become the command with it; never returns."""
+    from devtools import carried
+
+    if what == "--wheels":
+        carried.make(Path(folder))
+        sys.exit()
+    site, comfyui = carried.unpack(Path(folder).resolve())
+    run(Path(sys.executable), comfyui, COMMANDS["gpu"][0], list(arguments), site)
 
 
 def main() -> None:
@@ -72,6 +84,8 @@ def main() -> None:
 
     options = parse_arguments()
     try:
+        if options.command == "gpu" and options.arguments[:1] in (["--wheels"], ["--from"]):
+            carried(*options.arguments)
         python, comfyui = environment.prepare(options.command)
     except environment.SetupError as error:
         sys.exit(f"\n{error}")

@@ -139,7 +139,7 @@ def architectures(real: bool) -> dict[str, Architecture]:
             words(wan),
             configs.WAN21_T2V,
             WAN | wan,
-            (16, 9 if real else 3, 60 if real else 20, 32),
+            (16, 9 if real else 3, 60 if real else 20, 104 if real else 32),
             (512, 4096),
         ),
     ]

@@ -207,11 +207,12 @@ SCHEDULES = [
     ),
     ("ModelSamplingContinuousV", {"sampling": "v_prediction", "sigma_max": 500.0, "sigma_min": 0.03}, "EPS", 1.7, 1.0),
 ]
-ids = [f"{node}-{inputs.get('sampling', inputs.get('shift'))}" for node, inputs, *_ in SCHEDULES]
+SLOW = "ModelSamplingStableCascade"  # seconds for each: one rule
+CASES = [(*row, options) for row in SCHEDULES for options in by_hand.EVERY_KIND[: 1 if row[0] == SLOW else None]]
+ids = [f"{node}-{inputs.get('sampling', inputs.get('shift'))}-{by_hand.name(o)}" for node, inputs, *_, o in CASES]
 
 
-@pytest.mark.parametrize(("node", "inputs", "prediction", "sigma", "alpha"), SCHEDULES, ids=ids)
-@kinds
+@pytest.mark.parametrize(("node", "inputs", "prediction", "sigma", "alpha", "options"), CASES, ids=ids)
 def test_model_sampling_nodes(node, inputs, prediction, sigma, alpha, options):
     """Before REG or after it: prediction, α and the range are those of the schedule that samples."""
     plain, x = tiny.as_model(by_hand.Narrowing(), prediction), 2 * tiny.latent(2)

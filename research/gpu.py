@@ -1,0 +1,426 @@
+"""`python3 dev.py gpu`: correctness, cost and synchronisation on a CUDA machine; a Markdown page.
+
+It needs PyTorch and NumPy, and no network: `--wheels FOLDER` makes a folder with the rest beforehand, `--from FOLDER`,
+as the first argument, runs with it. Without CUDA it does the same, small, on the CPU. Weights are random.
+"""
+
+from . import stand_ins  # isort: skip
+
+STANDING_IN = stand_ins.install()  # before ComfyUI is imported
+
+import argparse  # noqa: E402
+import gc  # noqa: E402
+import platform  # noqa: E402
+import shlex  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import comfy.model_management  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.samplers  # noqa: E402
+import torch  # noqa: E402
+from comfy.model_patcher import CoreModelPatcher  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from ..guiders.attach import on_model  # noqa: E402
+from ..guiders.autograd import attention  # noqa: E402
+from ..guiders.autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph  # noqa: E402
+from ..guiders.autograd.checkpointing import blocks  # noqa: E402
+from ..guiders.estimators import Difference  # noqa: E402
+from ..guiders.options import Options  # noqa: E402
+from ..reg import estimators, refresh  # noqa: E402
+from . import markdown  # noqa: E402
+from .benchmarks import cost, models  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = comfy.model_management.get_torch_device()
+STEP = 0.03  # of the differences that a gradient is compared with
+LIMITS = {"fp32": 0.01, "tf32": 0.02, "fp16": 0.05, "bf16": 0.1, "fp8 weights": 0.1}  # by precision, of D and of Jᵀ1
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES["fp8 weights"] = torch.bfloat16  # what they are computed in
+SECONDS = {"cost": 300}  # what is left out when they are over is named
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero")  # dispatched ops that wait for the device
+
+
+@dataclass
+class Check:
+    """One line of the first table."""
+
+    what: str
+    number: str
+    good: bool | None  # None: this machine cannot do it
+
+    @property
+    def verdict(self) -> str:
+        return {True: "yes", False: "**NO**", None: "not here"}[self.good]
+
+
+class Within(comfy.samplers.Sampler):
+    """Not a sampler: calls a function within a run, where the model is loaded and the prompts are ready."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
+        self.found = self.function(model_wrap, noise, extra_args["model_options"])
+        return noise
+
+
+class Point:
+    """A model at one noisy latent: its prediction of the positive prompt, and gradients of it."""
+
+    def __init__(self, guider, noise: Tensor, model_options: dict):
+        self.model = guider.inner_model
+        self.conds, self.options = [guider.conds["positive"]], model_options
+        sampling = self.model.model_sampling
+        self.sigma = torch.full([len(noise)], float(sampling.percent_to_sigma(0.5)), device=noise.device)
+        self.x = sampling.noise_scaling(self.sigma, noise, torch.zeros_like(noise))
+
+    def denoise(self, x: Tensor, options: dict | None = None) -> Tensor:
+        return comfy.samplers.calc_cond_batch(self.model, self.conds, x, self.sigma, options or self.options)[0]
+
+    def gradient(self, checkpoints: bool = False) -> tuple[Tensor, Tensor]:
+        """D and Jᵀ1."""
+        options = attention.differentiable(self.options, DifferentiableCalls)
+        for copies in (False, True):
+            try:
+                how = GraphOptions(copies, checkpoints)
+                found = evaluate_with_graph(lambda x: self.denoise(x, options), self.x, self.model.diffusion_model, how)
+                return found.denoised.detach(), found.pull_back(torch.ones_like(self.x))
+            except RuntimeError as error:
+                if copies or "inplace" not in str(error):
+                    raise
+        raise AssertionError
+
+    def gap(self, product: Tensor) -> float:
+        """How far Jᵀ1 is from differences of predictions."""
+        return estimators.disagreement(self.denoise, self.x, torch.ones_like(self.x), product, STEP)
+
+
+@torch.inference_mode()
+def at_point(model: CoreModelPatcher, architecture: models.Architecture, function: Callable[[Point], list]) -> list:
+    """What a function makes of a point of a model."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*architecture.prompts())
+    guider.set_cfg(5.0)
+    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
+    within = Within(lambda *where: function(Point(*where)))
+    guider.sample(noise, torch.zeros_like(noise), within, torch.tensor([1.0, 0.0]), disable_pbar=True)
+    return within.found
+
+
+@torch.inference_mode()
+def latents(model, architecture: models.Architecture, steps: int = 3, callback: Callable | None = None) -> Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*architecture.prompts())
+    guider.set_cfg(5.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
+    euler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, callback=callback, disable_pbar=True).clone()
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """TF32 is a switch of the device's, and off elsewhere."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def built(architecture: models.Architecture, name: str) -> CoreModelPatcher:
+    """The model in a precision."""
+    model = architecture.build(DTYPES[name])
+    if name == "fp8 weights":
+        for layer in matrices(model):
+            layer.comfy_cast_weights = True
+            layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    return model
+
+
+def matrices(model: CoreModelPatcher) -> list[torch.nn.Module]:
+    """Layers of ComfyUI's that cast their weights, and have a matrix."""
+    layers = [m for m in model.model.diffusion_model.modules() if isinstance(m, comfy.ops.CastWeightBiasOp)]
+    return [layer for layer in layers if getattr(layer, "weight", None) is not None and layer.weight.ndim > 1]
+
+
+def gradients(known: dict[str, models.Architecture], names: list[str]) -> Iterator[Check]:
+    """Every family in every precision: D of the graph is D, and the gradient is that of differences; with checkpoints, too."""
+    for architecture in known.values():
+        for name in names:
+            limit = LIMITS[name]
+            with precision(name):
+                plain, graph, gap, checkpointed = at_point(built(architecture, name), architecture, _gradient)
+            numbers = f"D {graph:.1e}, differences {gap:.1e}, checkpointed {checkpointed:.1e}; limit {limit:g}"
+            good = plain and max(graph, gap, checkpointed) <= limit
+            yield Check(f"{architecture.name}, {name}: gradient", numbers, good)
+            release()
+
+
+def _gradient(point: Point) -> list:
+    plain = point.denoise(point.x)
+    denoised, product = point.gradient()
+    _, blockwise = point.gradient(checkpoints=True)
+    return [bool(plain.isfinite().all()), off(denoised, plain), point.gap(product), off(blockwise, product)]
+
+
+def streamed(known: dict) -> Iterator[Check]:
+    """Weights that lie in the CPU's memory and come to the device for each call, as with little VRAM."""
+    for architecture in known.values():
+        model = architecture.build(torch.float32)
+        expected = at_point(model, architecture, lambda point: [point.gradient()[1]])[0]
+
+        def with_streaming(point: Point, model=model) -> list:
+            for layer in matrices(model):
+                layer.comfy_cast_weights = True
+                layer.weight = torch.nn.Parameter(layer.weight.cpu(), requires_grad=False)
+            return [point.gradient()[1], point.gradient(checkpoints=True)[1]]
+
+        found = [off(product, expected) for product in at_point(model, architecture, with_streaming)]
+        numbers = f"{found[0]:.1e}, checkpointed {found[1]:.1e}"
+        yield Check(f"{architecture.name}: streamed weights, the same gradient", numbers, max(found) < LIMITS["tf32"])
+        release()
+
+
+def kernels(architecture: models.Architecture) -> Iterator[Check]:
+    """Every attention kernel of PyTorch's that this device has."""
+    dtype = "fp16" if GPU else "fp32"
+    model = built(architecture, dtype)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = at_point(model, architecture, lambda point: [point.gradient()[1]])[0]
+    for kernel in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+        what = f"{architecture.name}, {dtype}: gradient through {kernel}"
+        backend = getattr(SDPBackend, kernel)
+        try:
+            with sdpa_kernel([backend, SDPBackend.MATH], set_priority=True):
+                found = at_point(model, architecture, lambda point: [point.gradient()[1]])[0]
+            yield Check(what, f"{off(found, expected):.1e} from MATH", off(found, expected) < LIMITS["fp16"])
+        except RuntimeError as error:
+            yield Check(what, first_line(error), None)
+    release()
+
+
+def compiled(architecture: models.Architecture) -> Iterator[Check]:
+    """A compiled network: the gradient is the plain network's."""
+    model = architecture.build(torch.float32)
+    plain = latents(on_model(model, Options("jacobian", "backward")), architecture)
+    patched, backend = model.clone(), "inductor" if GPU else "eager"
+    name = "diffusion_model" if GPU else f"diffusion_model.{first_block(model.model.diffusion_model)}"
+    patched.add_object_patch(name, torch.compile(model.get_model_object(name), backend=backend))
+    what = f"{architecture.name}: torch.compile ({backend})"
+    try:
+        found = latents(on_model(patched, Options("jacobian", "backward")), architecture)
+        yield Check(what, f"{off(found, plain):.1e} from plain", off(found, plain) < LIMITS["tf32"])
+    except Exception as error:  # no compiler on this machine
+        yield Check(what, first_line(error), None)
+    torch.compiler.reset()
+    release()
+
+
+def first_block(network: torch.nn.Module) -> str:
+    block = next(blocks(network))
+    return next(name for name, module in network.named_modules() if module is block)
+
+
+def estimated(architecture: models.Architecture) -> Iterator[Check]:
+    """The probe of a difference in the batch of the conds, beside one in a batch of its own."""
+    model = architecture.build(torch.float32)
+    rectified = on_model(model, Options("elementwise", "difference", refresh=1))
+    together = latents(rectified, architecture)
+    can, Difference._can_batch = Difference._can_batch, lambda *args: False
+    try:
+        alone = latents(rectified, architecture)
+    finally:
+        Difference._can_batch = can
+    changed = float((together - alone).norm() / (alone - latents(model, architecture)).norm())
+    yield Check(f"{architecture.name}: batched probe", f"{changed:.1e} of what REG changes", changed < 0.05)
+    release()
+
+
+def ends(architecture: models.Architecture) -> Iterator[Check]:
+    """An interrupt, and memory that runs out in a graph."""
+    model = architecture.build(torch.float32)
+    rectified = on_model(model, Options("jacobian", "backward", refresh=1, checkpoint="always"))
+    expected = latents(rectified, architecture)
+    before = allocated()
+
+    def stop(step, *args):
+        if step == 1:
+            raise comfy.model_management.InterruptProcessingException
+
+    for _ in range(3):
+        with suppress(comfy.model_management.InterruptProcessingException):
+            latents(rectified, architecture, callback=stop)
+    gc.collect()
+    kept = allocated() - before
+    same = torch.equal(latents(rectified, architecture), expected)
+    numbers = f"{kept / 1e6:.1f} MB kept, the next run is {'the same' if same else 'another'}"
+    yield Check(f"{architecture.name}: three interrupts", numbers, kept <= 2**20 and same)
+    yield out_of_memory(model, architecture)
+    release()
+
+
+def out_of_memory(model: CoreModelPatcher, architecture: models.Architecture) -> Check:
+    """The device's memory is taken until a graph does not fit; on a CPU the network says so."""
+    difference = latents(on_model(model, Options("jacobian", "difference", refresh=1)), architecture)
+    graph = Options("jacobian", "backward", refresh=1, checkpoint="off")
+    what = f"{architecture.name}: out of memory on purpose, goes on with difference"
+    if GPU:
+        peaks = [peak_of(lambda m=m: latents(m, architecture)) for m in (model, on_model(model, graph))]
+        if peaks[1] < 1.05 * peaks[0]:
+            return Check(what, "a graph takes no more memory here", None)
+        torch.cuda.empty_cache()
+        fraction = (sum(peaks) / 2) / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(fraction)
+        undo = lambda: torch.cuda.set_per_process_memory_fraction(1.0)  # noqa: E731
+    else:
+        hook = model.model.diffusion_model.register_forward_pre_hook(_runs_out)
+        undo = hook.remove
+    try:
+        found = latents(on_model(model, graph), architecture)
+    finally:
+        undo()
+    return Check(
+        what, f"{off(found, difference):.1e} from a run by differences", off(found, difference) < LIMITS["tf32"]
+    )
+
+
+def _runs_out(module, arguments):
+    if arguments[0].requires_grad:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def peak_of(job: Callable) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    job()
+    return torch.cuda.max_memory_reserved()
+
+
+def allocated() -> int:
+    return torch.cuda.memory_allocated() if GPU else 0
+
+
+def release() -> None:
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for the device: a value that is read, on any device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in WAITS
+        return func(*args, **(kwargs or {}))
+
+
+def waits(model, architecture: models.Architecture, steps: int) -> int:
+    with Waits() as mode:
+        latents(model, architecture, steps)
+    return mode.count
+
+
+def synchronisation(architecture: models.Architecture, few: int = 4, many: int = 8) -> list[list[str]]:
+    """Rows: what a run reads from the device beyond CFG's, and what each further step does."""
+    model = architecture.build(torch.float32)
+    plain = {steps: waits(model, architecture, steps) for steps in (few, many)}
+    rows = []
+    for name, options in {
+        "elementwise, backward": Options("elementwise", "backward"),
+        "elementwise, difference": Options("elementwise", "difference"),
+        "jacobian, backward": Options("jacobian", "backward"),
+        "ratio": Options("ratio"),
+        "elementwise, backward, a range": Options("elementwise", "backward", start_percent=0.01),
+    }.items():
+        more = {steps: waits(on_model(model, options), architecture, steps) - plain[steps] for steps in plain}
+        rows.append([name, str(more[few]), f"{(more[many] - more[few]) / (many - few):.2f}"])
+    release()
+    return rows
+
+
+def costs(known: dict[str, models.Architecture], dtype: torch.dtype, seconds: float) -> Iterator[str]:
+    """A section for each model: time and peak memory over CFG's."""
+    started = time.monotonic()
+    for architecture in known.values():
+        title = f"### {architecture.name}: {architecture.size}, latent {'×'.join(map(str, architecture.latent))}"
+        if time.monotonic() - started > seconds:
+            yield f"{title}\n\nLeft out: the time for all of them was over."
+            continue
+        try:
+            yield f"{title}\n\n{cost.table(cost.measure(architecture, dtype, rounds=1))}"
+        except torch.cuda.OutOfMemoryError:
+            yield f"{title}\n\nLeft out: this device has too little memory for it."
+        release()
+
+
+def correctness(known: dict[str, models.Architecture]) -> list[Check]:
+    names = list(LIMITS) if GPU else ["fp32", "bf16", "fp8 weights"]
+    first, last = next(iter(known.values())), list(known.values())[-1]
+    found = [*gradients(known, names), *streamed({n: known[n] for n in list(known)[:2]}), *kernels(last)]
+    return [*found, *compiled(last), *estimated(first), *ends(first)]
+
+
+def page(known: dict, real: dict, seconds: float) -> tuple[str, bool]:
+    """The Markdown page, and whether all of it is good."""
+    checks_ = correctness(known)
+    good = all(check.good is not False for check in checks_)
+    table = markdown.table([[c.what, c.number, c.verdict] for c in checks_], ["check", "measured", "good"])
+    reads = markdown.table(
+        synchronisation(next(iter(known.values()))), ["", "reads of a short run beyond CFG's", "of each further step"]
+    )
+    dtype = torch.bfloat16 if GPU else torch.float32
+    sections = "\n\n".join(costs(real, dtype, seconds))
+    where = torch.cuda.get_device_name() if GPU else f"no CUDA device: all of it small, on a {platform.machine()} CPU"
+    lacks = f" Not installed, and stood in for: {', '.join(STANDING_IN)}." if STANDING_IN else ""
+    gaps = ", ".join(map(str, refresh.measured_steps(30, refresh.DOUBLING)))
+    return (
+        f"# On a GPU\n\nMade by `{shlex.join(['python3', 'dev.py', 'gpu', *sys.argv[1:]])}`. **{where}**, torch "
+        f"{torch.__version__}, Python {platform.python_version()}. Random weights.{lacks}\n\n## Is it right?\n\n"
+        f"Numbers are relative: |found − expected| / |expected|.\n\n{table}\n\n## Does it wait for the device?\n\n{reads}\n\n"
+        f"## What does it cost?\n\nBatch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}, one round. Runs with "
+        f"doubling gaps measure at steps {gaps} of 30.\n\n{sections}\n"
+    ), good
+
+
+def small(architecture: models.Architecture) -> models.Architecture:
+    """The same with a latent of 8 by 8."""
+    return replace(architecture, latent=(*architecture.latent[:-2], 8, 8))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="dev.py gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {name: small(architecture) for name, architecture in models.architectures(False).items()}
+    real = models.architectures(True) if GPU else known
+    parser.add_argument("--models", nargs="+", choices=known, default=list(known), metavar="MODEL")
+    parser.add_argument("--seconds", type=float, default=SECONDS["cost"], help="for the costs")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "benchmarks" / "gpu.md")
+    arguments = parser.parse_args()
+    if not GPU:
+        torch.set_num_threads(1)
+    chosen = [{name: among[name] for name in arguments.models} for among in (known, real)]
+    text, good = page(*chosen, arguments.seconds)
+    print(text)
+    arguments.output.write_text(text, encoding="utf-8")
+    return int(not good)

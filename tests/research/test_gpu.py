@@ -1,0 +1,70 @@
+"""`dev.py gpu` on this machine: all of it, small; and that it would see what is wrong."""
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
+
+import torch
+
+from pack.guiders.estimators.backward import Backward
+from pack.research import gpu
+from pack.research.benchmarks import cost, models
+
+pytestmark = pytest.mark.skipif(gpu.GPU, reason="`python3 dev.py gpu` itself is for this machine")
+
+
+@pytest.fixture(scope="module")
+def wan():
+    """The family whose network has the fewest kinds of blocks, with two of them."""
+    found = gpu.small(models.architectures(False)["wan2.1"])
+    found.unet = found.unet | {"num_layers": 2, "dim": 128, "ffn_dim": 256, "num_heads": 1}
+    found.text = (8, 4096)
+    return found
+
+
+def test_all_of_it_runs_small(wan, monkeypatch):
+    monkeypatch.setattr(cost, "STEPS", 3)
+    monkeypatch.setattr(cost, "LENGTHS", (8, 30))
+    text, good = gpu.page({"wan2.1": wan}, {"wan2.1": wan}, seconds=60)
+    assert good, text
+    for words in ("no CUDA device", "Wan2.1, bf16: gradient", "streamed weights", "FLASH_ATTENTION", "torch.compile"):
+        assert words in text
+    for words in ("three interrupts", "out of memory on purpose", "elementwise, difference", "peak memory"):
+        assert words in text
+    assert "**NO**" not in text and "Left out" not in text
+
+
+def test_no_step_waits_for_the_device_beyond_cfg(wan):
+    """What a run reads it reads once; ρ is read at its measurements until one says something, a range reads sigma."""
+    rows = {name: (int(run), float(step)) for name, run, step in gpu.synchronisation(wan)}
+    ranged = rows.pop("elementwise, backward, a range")
+    assert rows.pop("ratio") <= (4, 0.25)
+    assert all(step == 0 for _, step in rows.values()), rows
+    assert all(run <= 5 for run, _ in rows.values()), rows
+    assert ranged[1] <= 1
+
+
+def test_a_wrong_gradient_is_seen(wan, monkeypatch):
+    gradient = gpu.Point.gradient
+
+    def wrong(self, checkpoints=False):
+        denoised, product = gradient(self, checkpoints)
+        return denoised, 0.8 * product
+
+    monkeypatch.setattr(gpu.Point, "gradient", wrong)
+    assert [check.good for check in gpu.gradients({"wan2.1": wan}, ["fp32"])] == [False]
+
+
+def test_a_run_that_does_not_go_on_is_seen(wan, monkeypatch):
+    monkeypatch.setattr(Backward, "_learn", lambda self, reason, oom: setattr(self, "works", False))
+    monkeypatch.setattr("pack.guiders.estimators.difference.Difference.chain_rule", lambda self, *args: torch.zeros(1))
+    assert not gpu.out_of_memory(wan.build(torch.float32), wan).good
+
+
+def test_a_page_is_written_of_models_that_do_not_fit(wan, monkeypatch):
+    def too_large(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(cost, "measure", too_large)
+    assert "too little memory" in next(gpu.costs({"wan2.1": wan}, torch.float32, 60))
+    assert "the time for all of them was over" in next(gpu.costs({"wan2.1": wan}, torch.float32, -1))
