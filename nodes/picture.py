@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..guiders.report.record import Record
+from ..guiders.report.record import NO_GUIDANCE, Record
 from ..reg.rectification import Needs
 from . import draw
 
@@ -24,7 +24,7 @@ CHARACTERS = 62  # of small print in one line
 def record(record: Record, theme: str) -> Tensor:
     """The picture of a record, as ComfyUI's IMAGE [1, HEIGHT, WIDTH, 3], 0 to 1; `theme` is a key of draw.THEMES."""
     if not len(record.sigma):
-        return draw.sentence(record.summary(), theme)
+        return draw.sentence(f"REG: {NO_GUIDANCE}.", theme)
     with draw._style(theme):
         figure = draw._figure()
         figure.suptitle(f"{record.headline}, {record.options.rule.label}", fontsize=19, fontweight="bold")
