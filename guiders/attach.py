@@ -21,8 +21,7 @@ def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
     Raises:
         ValueError: the model has no denoiser to look at, or the profile is another model's.
     """
-    if not hasattr(getattr(model, "model", None), "apply_model") or not hasattr(_sampling(model), "noise_scaling"):
-        raise ValueError(NO_DENOISER)
+    check_model(model)
     if options.profile is not None:
         check_profile(options.profile, model.model, model.model.latent_format.latent_channels)
     model = model.clone()
@@ -34,8 +33,11 @@ def on_model(model: ModelPatcher, options: Options) -> ModelPatcher:
     return model
 
 
-def _sampling(model: ModelPatcher):
-    return model.get_model_object("model_sampling")
+def check_model(model: ModelPatcher) -> None:
+    """Raises ValueError: it has no denoiser to look at."""
+    has_network = hasattr(getattr(model, "model", None), "apply_model")
+    if not has_network or not hasattr(model.get_model_object("model_sampling"), "noise_scaling"):
+        raise ValueError(NO_DENOISER)
 
 
 def _sample(
@@ -74,6 +76,8 @@ class RectifiedSampler(comfy.samplers.Sampler):
     """Any sampler, with the guidance of its runs rectified."""
 
     def __init__(self, sampler: comfy.samplers.Sampler, options: Options):
+        if not callable(getattr(sampler, "sample", None)):
+            raise ValueError("REG: what is connected as sampler is none: connect KSamplerSelect.")
         self.sampler = sampler
         self.options = options
 

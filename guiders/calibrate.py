@@ -42,8 +42,12 @@ def calibrate(
         if not 2 <= number <= most:
             raise ValueError(f"REG: {what} must be between 2 and {most}, not {number}.")
     for what, conditioning in (("positive", positive), ("negative", negative)):
+        if not isinstance(conditioning, list):
+            raise ValueError(f"REG: what is connected as {what} is no conditioning: connect a prompt.")
         if not conditioning:
             raise ValueError(f"REG: the {what} conditioning is empty: connect a prompt.")
+    if not 1 <= cfg <= 100:
+        raise ValueError(f"REG: cfg must be between 1 and 100, not {cfg}.")
     if latent.is_nested:
         raise ValueError("REG: latents of several parts cannot be profiled: use estimator = difference with every = 4.")
     model = model.clone()

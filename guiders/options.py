@@ -55,6 +55,14 @@ class Options:
         _require(self.checkpoint in CHECKPOINT_CHOICES, f"checkpoint must be one of {', '.join(CHECKPOINT_CHOICES)}")
         _require(_within(self.skip_below, 0, 1), f"skip_below must be between 0 and 1, not {self.skip_below}")
         _require(
+            self.profile is None or isinstance(self.profile, Profile),
+            "what is connected as profile is none: connect REG Load Profile or REG Calibrate",
+        )
+        _require(
+            self.schedule is None or isinstance(self.schedule, GuidanceSchedule),
+            "what is connected as schedule is none: connect REG Schedule",
+        )
+        _require(
             self.profile is not None or self.estimator != PROFILE,
             "estimator = profile needs a profile: connect REG Load Profile or REG Calibrate",
         )

@@ -75,8 +75,11 @@ class REGSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, shape: dict, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
-        (chosen,) = (option for option in cls.define_schema().inputs[0].options if option.key == shape["shape"])
+    def execute(cls, shape: dict | None = None, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
+        options = {option.key: option for option in cls.define_schema().inputs[0].options}
+        chosen = options.get(shape.get("shape")) if isinstance(shape, dict) else None
+        if chosen is None:  # ComfyUI leaves out a shape that it does not know
+            raise ValueError(f"REG: a schedule is one of {', '.join(options)}: choose one of these shapes.")
         left_out = {entry.id: entry.default for entry in chosen.inputs}
         given = {name: value for name, value in shape.items() if value is not None}
         schedule = GuidanceSchedule(**left_out | given, counted_in=counted_in)

