@@ -5,6 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from .nodes.autoguidance import REGAutoGuider
 from .nodes.demo import REGDemoModel, REGDemoPrompt
 from .nodes.guidance import REGGuider, REGModel, REGSampler
+from .nodes.imagenet import REGDDPM, REGDiTLoader, REGEDM2Loader, REGImageNetClass
+from .nodes.pilot import REGPilot
+from .nodes.preset import REGLoadPreset
 from .nodes.profile import REGCalibrate, REGLoadProfile, REGSaveProfile
 from .nodes.report import REGReport
 from .nodes.schedule import REGSchedule
@@ -25,11 +28,17 @@ class REGExtension(ComfyExtension):
             REGSaveProfile,
             REGLoadProfile,
             REGReport,
+            REGPilot,
+            REGLoadPreset,
             REGToy,
             REGToyModel,
             REGToyPlot,
             REGDemoModel,
             REGDemoPrompt,
+            REGDiTLoader,
+            REGEDM2Loader,
+            REGImageNetClass,
+            REGDDPM,
         ]
 
 

@@ -18,6 +18,8 @@ COMMANDS = {  # name: module and its first argument, what it does
     "train": ("research train", "train a demo model"),
     "decode": ("research decode", "train the network that reads attributes off the demo's pictures"),
     "quality": ("research quality", "measure guidance rules on the demo models"),
+    "holding": ("research holding", "measure how far the guidance is off between two measurements"),
+    "imagenet": ("research imagenet", "sample and judge DiT and EDM2 on ImageNet, as the paper does"),
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
     "latents": ("devtools.latents", "record what fixed seeds give, and compare two records"),
     "startup": ("devtools.startup", "measure what the pack adds to the start of ComfyUI"),

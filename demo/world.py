@@ -5,7 +5,7 @@ A picture shows one to three equal shapes on a background. A *prompt* states som
 the distributions below. Because they are known, the exact target of guidance is known too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -71,9 +71,10 @@ def _choose(rng: np.random.Generator, p: np.ndarray) -> np.ndarray:
     return (rng.random(len(p))[:, None] > p.cumsum(1)[:, :-1]).sum(1)
 
 
-def sample_attributes(n: int, rng: np.random.Generator) -> Attributes:
-    """n draws from the joint distribution of all attributes."""
-    shape = _choose(rng, np.tile(P_SHAPE, (n, 1)))
+def sample_attributes(n: int, rng: np.random.Generator, shape: np.ndarray | None = None) -> Attributes:
+    """n draws from the joint distribution of all attributes, or given their shapes [n]."""
+    if shape is None:
+        shape = _choose(rng, np.tile(P_SHAPE, (n, 1)))
     colour = _choose(rng, P_COLOUR_GIVEN_SHAPE[shape])
     background = _choose(rng, P_BACKGROUND_GIVEN_COLOUR[colour])
     count = _choose(rng, np.tile(P_COUNT, (n, 1)))
@@ -127,7 +128,27 @@ def draw_picture(attributes: Attributes, i: int) -> np.ndarray:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def draw_batch(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n random pictures [n, 64, 64, 3] uint8 and their prompt attributes [n, 4]."""
-    attributes = sample_attributes(n, np.random.default_rng(seed))
+def draw_batch(n: int, seed: int, shape: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """n random pictures [n, 64, 64, 3] uint8, or given their shapes [n], and their prompt attributes [n, 4]."""
+    attributes = sample_attributes(n, np.random.default_rng(seed), shape)
     return np.stack([draw_picture(attributes, i) for i in range(n)]), attributes.discrete()
+
+
+def draws(n: int, seed: int, **stated: str) -> tuple[np.ndarray, Attributes]:
+    """n pictures of what a prompt states, with the right shares of all that it leaves open: [n, 64, 64, 3] uint8.
+
+    Args:
+        stated: values by the names in ATTRIBUTES, as words.
+    """
+    wanted = {list(ATTRIBUTES).index(k): [str(v) for v in ATTRIBUTES[k]].index(str(word)) for k, word in stated.items()}
+    rng, found, pictures = np.random.default_rng(seed), [], []
+    while len(pictures) < n:
+        attributes = sample_attributes(4096, rng)
+        shown = attributes.discrete()
+        fits = np.flatnonzero(
+            np.all([shown[:, column] == value for column, value in wanted.items()] or [shown[:, 0] >= 0], 0)
+        )
+        found.append(Attributes(*(getattr(attributes, field.name)[fits] for field in fields(Attributes))))
+        pictures += [draw_picture(attributes, i) for i in fits[: n - len(pictures)]]
+    every = (np.concatenate([getattr(part, field.name) for part in found])[:n] for field in fields(Attributes))
+    return np.stack(pictures), Attributes(*every)

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]  # all tests, in two processes
+
 
 def main() -> int:
     """Run all three whatever the first ones say; the exit code is the first that is not zero."""
     python = [sys.executable, "-P", "-m"]
     concise = ["--output-format", "concise"]
-    checks = [["ruff", "check", *concise], ["ruff", "format", "--check", *concise], ["pytest", *sys.argv[1:]]]
+    tests = ["pytest", *(sys.argv[1:] or SIDE_BY_SIDE)]
+    checks = [["ruff", "check", *concise], ["ruff", "format", "--check", *concise], tests]
     codes = []
     for check in checks:
         print("$", *check, flush=True)

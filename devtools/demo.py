@@ -1,8 +1,9 @@
-"""Draw the same pictures with CFG and with two rectifications of REG in a real ComfyUI, as one labelled grid."""
+"""Draw the same prompt with CFG and with REG in a real ComfyUI, beside the right answer, as one labelled sheet."""
 
 import argparse
 import copy
 import io
+import json
 import os
 import signal
 import sys
@@ -11,65 +12,49 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
+
+from demo import world
 
 from . import workflow
 from .client import Client, PromptError
 from .server import PACK, Server, ServerError
 
 WORKFLOW = PACK / "workflows" / "demo.json"
-PROMPTS = (
-    {"shape": "star", "colour": "gold", "background": "dark", "count": "1"},
-    {"shape": "circle", "colour": "red", "background": "light", "count": "2"},
-    {"shape": "triangle", "colour": "violet", "background": "striped", "count": "1"},
-    {"shape": "square", "colour": "blue", "background": "light", "count": "3"},
-    {"shape": "circle", "colour": "green", "background": "dark", "count": "1"},
-    {"shape": "star", "colour": "red", "background": "striped", "count": "2"},
-)
-PROMPTS_PER_LINE = 3
-CFGS = (2.0, 4.0, 8.0)
-RECTIFICATIONS = ("ratio", "elementwise")
-STEPS = 20
-SEED = 1
-AMPLIFICATION = 4
+CFGS = (2.0, 5.0, 8.0)
+KINDS = ("CFG", "REG", "The right answer")  # titles of the workflow's previews
+TITLES = ("CFG", "REG", "the right answer, at every cfg")
+COLUMNS, CELL, GAP = 4, 128, 4  # of the sheets that the workflow makes: pictures in a line, and pixels
 
-Pictures = dict[tuple[float, str], np.ndarray]  # (cfg, "CFG" or a rectification): a montage [h, w, 3], 0 to 1
+Sheets = dict[tuple[float, str], np.ndarray]  # (cfg, kind): pictures [n, h, w, 3], 0 to 1
 
 
-def fill(template: dict, prompt: dict, seed: int, cfg: float, rectification: str) -> dict:
-    """The demo workflow for one picture of each kind."""
+def fill(template: dict, cfg: float) -> dict:
+    """The demo workflow at one cfg."""
     graph = copy.deepcopy(template)
     for node in graph.values():
-        inputs = node["inputs"]
-        match node["class_type"], node["_meta"]["title"]:
-            case "KSampler", _:
-                inputs |= {"seed": seed, "cfg": cfg, "steps": STEPS}
-            case "REGModel", _:
-                inputs["rectification"] = rectification
-            case "REGDemoPrompt", "Prompt":
-                inputs |= prompt
-            case "EmptyLatentImage", _:
-                inputs["batch_size"] = 1
+        if node["class_type"] == "KSampler":
+            node["inputs"]["cfg"] = cfg
     return graph
 
 
-def draw(client: Client) -> Pictures:
-    """Queue everything, follow it, fetch the pictures. ComfyUI draws each CFG picture once, for it caches."""
+def draw(client: Client) -> Sheets:
+    """Queue everything, follow it, fetch the pictures."""
     template = workflow.load(WORKFLOW, client.object_info())
-    runs = [(cfg, i, rectification) for cfg in CFGS for i in range(len(PROMPTS)) for rectification in RECTIFICATIONS]
-    queued = [client.queue(fill(template, PROMPTS[i], SEED + i, cfg, rule)) for cfg, i, rule in runs]
-    drawn = {}
-    steps = len(CFGS) * len(PROMPTS) * (1 + len(RECTIFICATIONS)) * STEPS
-    with tqdm(total=steps, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
-        for (cfg, i, rule), prompt_id in zip(runs, queued, strict=True):
-            bar.set_description(f"cfg {cfg:g}, {rule}", refresh=False)
+    samplers = [node["inputs"]["steps"] for node in template.values() if node["class_type"] == "KSampler"]
+    queued = [client.queue(fill(template, cfg)) for cfg in CFGS]
+    sheets = {}
+    with tqdm(total=len(CFGS) * sum(samplers), unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
+        for cfg, prompt_id in zip(CFGS, queued, strict=True):
+            bar.set_description(f"cfg {cfg:g}", refresh=False)
             outputs = client.wait(prompt_id, counting(bar))
-            drawn[cfg, "CFG", i] = fetch_picture(client, outputs[workflow.node_titled(template, "CFG")])
-            drawn[cfg, rule, i] = fetch_picture(client, outputs[workflow.node_titled(template, "REG")])
-    kinds = {(cfg, kind) for cfg, kind, _ in drawn}
-    return {(cfg, kind): montage([drawn[cfg, kind, i] for i in range(len(PROMPTS))]) for cfg, kind in kinds}
+            for kind in KINDS:
+                if output := outputs.get(workflow.node_titled(template, kind)):  # ComfyUI draws the answer once
+                    sheets[cfg, kind] = cut(fetch_picture(client, output))
+    return sheets
 
 
 def counting(bar: tqdm) -> Callable[[int, int], None]:
@@ -90,28 +75,57 @@ def fetch_picture(client: Client, output: dict) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(client.fetch(file))).convert("RGB")) / 255
 
 
-def montage(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures in lines of PROMPTS_PER_LINE."""
-    lines = [pictures[i : i + PROMPTS_PER_LINE] for i in range(0, len(pictures), PROMPTS_PER_LINE)]
-    return np.concatenate([np.concatenate(line, axis=1) for line in lines])
+def cut(sheet: np.ndarray) -> np.ndarray:
+    """The pictures of a sheet, [n, CELL, CELL, 3]."""
+    places = range(0, sheet.shape[0] - CELL + 1, CELL + GAP)
+    return np.stack([sheet[y : y + CELL, x : x + CELL] for y in places for x in places])
 
 
-def plot(pictures: Pictures) -> Figure:
-    """A line for each cfg; CFG, both kinds of REG, and what each changed."""
-    columns = ["CFG", *RECTIFICATIONS]
-    figure = Figure(figsize=(20, 8.4), layout="constrained")
-    axes = figure.subplots(len(CFGS), len(columns) + len(RECTIFICATIONS))
-    for line, cfg in zip(axes, CFGS, strict=True):
-        line[0].set_ylabel(f"cfg {cfg:g}", fontsize=16)
-        changes = [0.5 + AMPLIFICATION * (pictures[cfg, rule] - pictures[cfg, "CFG"]) for rule in RECTIFICATIONS]
-        for axis, picture in zip(line, [*(pictures[cfg, column] for column in columns), *changes], strict=True):
-            axis.imshow(picture.clip(0, 1), interpolation="nearest")
+def montage(pictures: np.ndarray) -> np.ndarray:
+    """Pictures in lines of COLUMNS."""
+    lines = [pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)]
+    return np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
+
+
+def hues(pictures: np.ndarray) -> np.ndarray:
+    """The hue of what is coloured in each picture, in radians from 0 to 2π: the direction of its mean colour from grey."""
+    red, green, blue = np.moveaxis(pictures.mean((1, 2)), -1, 0)
+    return np.angle((2 * red - green - blue) + 1j * 3**0.5 * (green - blue)) % (2 * np.pi)
+
+
+def strip(angles: np.ndarray) -> np.ndarray:
+    """Hues in order, as a line of colours [1, n, 3]. Pink stands beside red, not at the other end."""
+    ordered = np.sort((angles + 0.7) % (2 * np.pi)) - 0.7
+    return hsv_to_rgb(np.stack([ordered % (2 * np.pi) / (2 * np.pi), 0.85 + 0 * ordered, 0.85 + 0 * ordered], -1))[None]
+
+
+def plot(sheets: Sheets) -> Figure:
+    """A line for each cfg: CFG, REG and the right answer, each over its hues."""
+    prompt = stated()
+    figure = Figure(figsize=(13, 15), layout="constrained")
+    figure.suptitle(
+        f'The prompt is "{" ".join(prompt.values())}": any colour is right. Under each sheet are its hues in order;\n'
+        "CFG loses colours as cfg rises, and REG loses fewer.",
+        fontsize=16,
+    )
+    answer = hues(world.draws(1000, 0, **prompt)[0] / 255)
+    for part, cfg in zip(figure.subfigures(len(CFGS), 1), CFGS, strict=True):
+        axes = part.subplots(2, len(KINDS), height_ratios=[12, 1])
+        for axis, below, kind, title in zip(*axes, KINDS, TITLES, strict=True):
+            pictures = sheets.get((cfg, kind), sheets[CFGS[0], KINDS[-1]])
+            axis.imshow(montage(pictures), interpolation="lanczos")
+            axis.set_title(title if kind == KINDS[-1] else f"{title}, cfg {cfg:g}", fontsize=16)
+            below.imshow(strip(answer if kind == KINDS[-1] else hues(pictures)), aspect="auto", interpolation="nearest")
+        for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
-    titles = ["CFG", *(f"REG {rule}" for rule in RECTIFICATIONS)]
-    titles += [f"REG {rule} − CFG, times {AMPLIFICATION}" for rule in RECTIFICATIONS]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=16)
     return figure
+
+
+def stated() -> dict[str, str]:
+    """What the workflow's prompt states: values by the names of the world's attributes."""
+    (node,) = (node for node in json.loads(WORKFLOW.read_text())["nodes"] if node.get("title") == "Prompt")
+    words = zip(world.ATTRIBUTES, node["widgets_values"], strict=True)
+    return {name: word for name, word in words if word != "any"}
 
 
 def make_grid(folder: Path) -> None:
@@ -124,7 +138,7 @@ def make_grid(folder: Path) -> None:
         print(f"It answers after {time.monotonic() - start:.0f} s; now drawing.", flush=True)
         pictures = draw(client)
     path = folder / "demo.png"
-    plot(pictures).savefig(path, dpi=100)
+    plot(pictures).savefig(path, dpi=80)
     print(f"Saved {path} after {time.monotonic() - start:.0f} s.")
 
 

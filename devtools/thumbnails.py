@@ -30,6 +30,9 @@ CARDS = {  # template: what is written on its card
     "z_image": ("Z-Image", "REG Model"),
     "wan22_text_to_video": ("Wan 2.2", "REG Model"),
     "ltxv_text_to_video": ("LTXV", "REG Sampler"),
+    "dit": ("DiT", "REG Model"),
+    "edm2": ("EDM2", "REG AutoGuider"),
+    "edm2_autoguidance": ("EDM2", "AutoGuidance, rectified"),
 }
 VIDEO = LinearSegmentedColormap.from_list("video", ["#150d20", "#33195a", "#7a3fb0", "#e0b3ff"])
 PICTURES = {
@@ -67,11 +70,16 @@ def picture(client: Client, file: dict) -> np.ndarray:
 
 
 def tiles(drawn: dict[str, list[np.ndarray]]) -> Figure:
-    """Two pictures of each of two titles, CFG first; otherwise the last picture."""
-    titles = sorted(drawn, key=lambda title: title != "CFG") if len(drawn) == 2 else []
-    pictures = [drawn[title][row] for row in (0, 1) for title in titles] or list(drawn.values())[-1][:1]
+    """Two pictures of each of two titles, or half a sheet of each, CFG first; otherwise the first picture."""
+    titles = [title for title in ("CFG", "REG", "AutoGuidance", "Profile", "Measured") if title in drawn][:2]
+    if "The right answer" in drawn:
+        pictures = [drawn[title][0][:, : drawn[title][0].shape[1] // 2] for title in titles]
+    elif len(titles) == 2 and all(len(drawn[title]) > 1 for title in titles):
+        pictures = [drawn[title][row] for row in (0, 1) for title in titles]
+    else:
+        titles, pictures = [], next(iter(drawn.values()))[:1]
+    rows, columns = {4: (2, 2), 2: (1, 2)}.get(len(pictures), (1, 1))
     figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100, facecolor="#1e1e1e")
-    side = 2 if len(pictures) == 4 else 1
     edges = {
         "left": 0.01,
         "right": 0.99,
@@ -80,7 +88,7 @@ def tiles(drawn: dict[str, list[np.ndarray]]) -> Figure:
         "wspace": 0.02,
         "hspace": 0.02,
     }
-    axes = figure.subplots(side, side, squeeze=False, gridspec_kw=edges)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=edges)
     for axis, image in zip(axes.flat, pictures, strict=True):
         axis.imshow(image, aspect="auto" if titles else "equal", interpolation="lanczos")
         axis.set_axis_off()

@@ -11,7 +11,7 @@ from .autograd.checkpointing import make_room
 from .checks import NO_DENOISER, check_profile
 from .estimators import ESTIMATORS
 from .options import Options
-from .patches import OURS
+from .patches import OURS, mask_by_sigma
 from .run import rectified_run
 
 
@@ -44,7 +44,8 @@ def _sample(
     options: Options, executor, guider, sigmas, extra_args, callback, noise, latent=None, mask=None, *args, **kwargs
 ):
     """A SAMPLER_SAMPLE wrapper that begins a run; what it holds is options, never state."""
-    with rectified_run(options, guider, noise, extra_args["model_options"], mask) as run:
+    masks = mask_by_sigma(mask, guider, extra_args["model_options"], sigmas)
+    with rectified_run(options, guider, noise, extra_args["model_options"], masks) as run:
         samples = executor(guider, sigmas, extra_args, run.watching(callback), noise, latent, mask, *args, **kwargs)
         run.finish(samples)
     return samples
@@ -88,7 +89,8 @@ class RectifiedSampler(comfy.samplers.Sampler):
     ):
         """ComfyUI's `sample` of a sampler. The model is loaded already: what else is loaded makes room."""
         _make_room(self.options, model_wrap.inner_model, noise)
-        with rectified_run(self.options, model_wrap, noise, extra_args["model_options"], denoise_mask) as run:
+        masks = mask_by_sigma(denoise_mask, model_wrap, extra_args["model_options"], sigmas)
+        with rectified_run(self.options, model_wrap, noise, extra_args["model_options"], masks) as run:
             watch = run.watching(callback)
             samples = self.sampler.sample(
                 model_wrap, sigmas, extra_args, watch, noise, latent_image, denoise_mask, *args, **kwargs

@@ -121,11 +121,13 @@ class Calibration(comfy.samplers.Sampler):
         jc, ju = (along.product(d, m) for d, m in zip((cond, uncond), denoise(along.x, *conds), strict=True))
         up = estimators.probe(x, torch.ones_like(x), step)
         jt_ones = up.product(cond, denoise(up.x, conds[0])[0])
+        rho = rectification.jacobian_ratio(guidance, jc, ju, scale)
         return {
             "sigmas": sigma,
             "factor": rectification.elementwise_factor(jt_ones, scale).transpose(0, 1).flatten(1).mean(1),
             "gain": rectification.gain(guidance, scale * jc).mean(),
-            "rho": rectification.jacobian_ratio(guidance, jc, ju, scale).mean(),
+            "rho": rho.mean(),
+            "spread": rho.std(correction=0),
             "effect": (per_sample.rms(guidance) / per_sample.rms(cond).clamp(min=1e-6)).mean().clamp(max=MOST_EFFECT),
         }
 

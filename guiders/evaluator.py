@@ -79,6 +79,18 @@ class Evaluator:
             return out[self.position], out[self.other_position]
         return self.cond(x), self._evaluate(there, there.conds, x)[self.other_position]
 
+    def base(self) -> Tensor:
+        """The guided cond's prediction at the step's latent, from which differences are taken."""
+        return self.cond(self.evaluated.x) if self._may_be_cached() else self.d_cond
+
+    def base_of_both(self, d_uncond: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of both conds."""
+        return self.both(self.evaluated.x) if self._may_be_cached() else (self.d_cond, d_uncond)
+
+    def _may_be_cached(self) -> bool:
+        """May a patch around the network have answered in its place, unseen? Compiled networks show no blocks."""
+        return wraps_network(self.evaluated.model_options) and not self.learned.blocks["ComfyUI"]
+
     def graph(self, options: GraphOptions) -> estimators.Evaluation:
         """The guided cond's prediction at the step's latent, with its graph."""
         model_options = without_work_units(attention.differentiable(self._options(self.evaluated), DifferentiableCalls))

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts
+from torch import Tensor
 
 from .autograd.checkpointing import blocks
 
@@ -37,12 +38,18 @@ def without_work_units(model_options: dict) -> dict:
 def blocks_run(network: torch.nn.Module | None):
     """A set that fills with the blocks of the network that run within.
 
-    A cache answers in the place of all blocks or of most of them, whatever its name and wherever it sits.
+    A cache answers in the place of all blocks or of most of them, whatever its name and wherever it sits. Blocks that
+    are compiled are never in it: their hooks would be compiled with them, and run in the first call only.
     """
     ran: set[torch.nn.Module] = set()
+
+    def note(block, args):
+        if not torch.compiler.is_compiling():
+            ran.add(block)
+
     with ExitStack() as stack:
         for block in blocks(network) if network is not None else ():
-            stack.callback(block.register_forward_pre_hook(lambda block, _: ran.add(block)).remove)
+            stack.callback(block.register_forward_pre_hook(note).remove)
         yield ran
 
 
@@ -57,6 +64,19 @@ def stand_in(guider, model_options: dict) -> Callable | None:
         return patch({"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options})
 
     return calc
+
+
+def mask_by_sigma(
+    mask: Tensor | None, guider, model_options: dict, sigmas: Tensor
+) -> Callable[[Tensor], Tensor | None]:
+    """sigma [batch] -> the mask that ComfyUI applies there (`KSamplerX0Inpaint`), 1 where the latent is free to change.
+
+    Differential Diffusion frees more of the latent from step to step.
+    """
+    changed = model_options.get("denoise_mask_function")
+    if mask is None or changed is None:
+        return lambda sigma: mask
+    return lambda sigma: changed(sigma, mask, extra_options={"model": guider, "sigmas": sigmas})
 
 
 def merges_tokens(model_options: dict) -> bool:

@@ -5,8 +5,6 @@ evaluation in the same batch is cheapest; ComfyUI and other patches make the gui
 only look on); and `on_step`, back again, rectifies the whole of what they made.
 """
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
 from torch import Tensor
 
-from ..reg import rectification, refresh
+from ..reg import rectification
 from ..reg.rectification import Needs
 from . import patches
 from .checks import check_latent, check_model, check_profile, relative_step, tolerance
@@ -25,14 +23,17 @@ from .estimators import ESTIMATORS
 from .estimators.base import Setting
 from .estimators.difference import is_interrupt
 from .evaluator import Evaluator, Unmeasurable, is_partial
+from .guidance import find_guidance
+from .held import Held
 from .hooks import Hook, leaves_denoised, leaves_predictions, passes_on
 from .options import Options
+from .pace import Pace
 from .patches import OURS, blocks_run
-from .report.live import LiveLine, log, warn_user
+from .report.live import LiveLine, begin, log, warn_user
 from .report.record import Recorder, recorder
 from .rng import RNGState
 from .schedule import follow
-from .state import Evaluated, Learned, Measurement, StepState
+from .state import Evaluated, Learned, StepState
 from .step import GuidedStep
 
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
@@ -40,9 +41,16 @@ UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance o
 
 @contextmanager
 def rectified_run(
-    options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, model_options: dict, mask: Tensor | None = None
+    options: Options,
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    model_options: dict,
+    mask: Callable[[Tensor], Tensor | None] = lambda sigma: None,
 ) -> Iterator["Run | NoRun"]:
     """Rectify the guidance of the sampling within. `model_options` must be the run's own copy.
+
+    Args:
+        mask: sigma [batch] -> the denoise mask in force there (`patches.mask_by_sigma`).
 
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
@@ -61,6 +69,7 @@ def rectified_run(
 
 def _started(options, guider, noise, model_options, mask) -> "Run":
     """A run with its hooks in place."""
+    begin()
     check_model(guider.inner_model)
     check_latent(guider.inner_model, noise)
     if options.profile is not None:
@@ -95,7 +104,7 @@ class NoRun:
 class Run:
     """What is decided once a run, and the hooks that ComfyUI calls in each of its steps."""
 
-    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Tensor | None):
+    def __init__(self, options: Options, guider: comfy.samplers.CFGGuider, noise: Tensor, mask: Callable):
         self.options, self.guider, self.rule = options, guider, options.rule
         model = guider.inner_model
         self.sampling = model.model_sampling
@@ -104,23 +113,18 @@ class Run:
         self.ranged = options.start_percent > 0 or options.end_percent < 1
         self.mask = mask
         self.recorder: Recorder = recorder(options, guider)
-        self.live = LiveLine(self.rule.symbol)
+        self.live = LiveLine(self.rule.label)
         self.learned = Learned()
         self.tolerance = tolerance(model, noise)
         kind = ESTIMATORS["difference" if options.uses_profile else options.estimator]
         step = options.step or relative_step(model, noise)
         self.estimator = kind(
-            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self._fell_back)
+            Setting(options, self.rule.needs, self.learned, step, self.recorder.passes, self.recorder.fall_back)
         )
-        self.measurement: Measurement | None = None
+        self.held = Held(self.rule, options.refresh)
+        self.pace = Pace(self.estimator, self.recorder.passes)
+        self.value: Tensor | None = None  # what stands for the Jacobian in this step
         self.shape = noise.shape
-        self.clock = 0  # steps of the sampler; evaluations, where it has none to show
-        self.informed = False  # has a measurement said something?
-        self.origin = 0  # of the clock: the first measurement that did
-        self.called_back = False
-        self.step_started: float | None = None  # by the clock on the wall
-        self.reversed = 0  # reverse passes before it
-        self.without_graph = math.inf  # seconds: what a step takes without one, the least seen
         self.given_up = False  # does the guidance stay as it is from here on?
         self.cached = False  # was a cache seen to answer a step?
         self.guided_cond = (getattr(guider, "conds", None) or {}).get("positive")
@@ -129,26 +133,22 @@ class Run:
 
     def watching(self, callback: Callable | None) -> Callable:
         """The sampler's callback, by which steps are counted, and by which a report sees the last prediction."""
-        callback = self.recorder.watching(callback)
-
-        def watch(i, denoised, x, total_steps):
-            self.called_back, self.clock = True, i + 1
-            if callback is not None:
-                callback(i, denoised, x, total_steps)
-
-        return watch
+        return self.held.counting(self.recorder.watching(callback))
 
     def finish(self, samples: Tensor) -> None:
         self.recorder.finish(samples)
+        self.live.finish(self.recorder.cfg)
 
     def on_step(self, executor, x, sigma, *args, **kwargs):
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
         if x.shape != self.shape:  # the sampler goes on at another size
-            self.shape, self.measurement = x.shape, None
-        self._tell_pace()
+            self.shape = x.shape
+            self.held.forget()
+        self.pace.next_step()
         active = self._is_in_range(sigma)
         due = active and self._is_due()
-        self.state = StepState(x, sigma, active, due, self._mask_at(x), RNGState(x.device) if due else None)
+        mask = self._mask_at(x, sigma) if active else None
+        self.state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
         try:
             return self._rectified(executor(x, sigma, *args, **kwargs))
         finally:
@@ -166,7 +166,7 @@ class Run:
         unseen_here = state is None or "context_handler" in model_options
         if self.measuring or unseen_here or patches.stand_in(self.guider, model_options) or not self._is_active():
             self.recorder.passes["forward"] += count
-            return calc(model, conds, x, sigma, model_options)
+            return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
         if count == 2 == len(conds) and self._skips(sigma):
             return self._without_uncond(here)
@@ -195,20 +195,6 @@ class Run:
             self.state.hook = args
         return args["denoised"]
 
-    def _tell_pace(self) -> None:
-        """Between two steps, tell the estimator how long the first of them took if it differentiated.
-
-        Samplers wait for the device once a step, so that the clock on the wall tells of the device, too.
-        """
-        now, reverse = time.monotonic(), self.recorder.passes["reverse"]
-        if self.step_started is not None:
-            took = now - self.step_started
-            if reverse > self.reversed:
-                self.estimator.took(took, self.without_graph)
-            else:
-                self.without_graph = min(self.without_graph, took)
-        self.step_started, self.reversed = now, reverse
-
     def _is_active(self) -> bool:
         """Is the guidance of this step rectified?"""
         return not self.given_up and self.state.active
@@ -220,12 +206,11 @@ class Run:
     def _is_due(self) -> bool:
         if self.options.uses_profile or self.given_up:
             return False
-        last = self.measurement.step if self.measurement else None
-        return refresh.is_due(self.clock - self.origin, last, self.options.refresh)
+        return self.held.is_due()
 
-    def _mask_at(self, x: Tensor) -> Tensor | None:
-        fits = self.mask is not None and self.mask.ndim == x.ndim and self.mask.shape[1:] == x.shape[1:]
-        return self.mask if fits else None
+    def _mask_at(self, x: Tensor, sigma: Tensor) -> Tensor | None:
+        mask = self.mask(sigma)
+        return mask if mask is not None and mask.shape[1:] == x.shape[1:] else None
 
     def _count(self, count: int, unseen: int) -> None:
         passes = self.recorder.passes
@@ -234,8 +219,9 @@ class Run:
             passes.update(cond=min(count, 1), uncond=max(count - 1, 0) + unseen)
 
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
-        """ComfyUI's own evaluation, and whether a cache answered it."""
-        if not self.state.measures:
+        """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
+        measures = self.state is not None and self.state.measures
+        if self.measuring or (self.learned.blocks["ComfyUI"] and not measures):
             return calc(model, conds, *args), False
         with blocks_run(getattr(model, "diffusion_model", None)) as ran:
             out = calc(model, conds, *args)
@@ -325,8 +311,7 @@ class Run:
             self._give_up(error)
             rectified = None
         self.measuring = False
-        if not self.called_back:
-            self.clock += 1
+        self.held.evaluated()
         if rectified is None:
             return denoised
         rectified = torch.where(rectified.isfinite(), rectified, step.guidance)
@@ -335,55 +320,39 @@ class Run:
         return torch.where(rounding, denoised, blended)
 
     def _guidance(self) -> Evaluator | None:
-        """What the step's guidance is between; None where there is no guidance."""
-        state, hook = self.state, self.state.hook
-        x = hook.get("input", state.x)
-        known = [evaluated for evaluated in state.evaluated if evaluated.x is x] or evaluated_by_hook(hook)
-        guided = find(known, [self.guided_cond, hook.get("cond")], hook.get("cond_denoised"))
-        if guided is None:
+        """Evaluations for what the step's guidance is between; None where there is no guidance."""
+        state = self.state
+        found = find_guidance(state, self.guider, self.guided_cond)
+        if found is None:
             return None
-        self.guided_cond = guided[0].conds[guided[1]]
-        if state.ahead_of is not self.guided_cond:  # another is guided than was measured: look there next time
+        self.guided_cond = found.cond
+        if state.ahead_of is not found.cond:  # another is guided than was measured: look there next time
             state.jt_ones = state.graph = None
-        empty = "empty_" * (hook.get("empty_cond") is not None)  # Perp-Neg moves away from an empty prompt
-        names = (f"{empty}cond", f"{empty}cond_denoised") if empty else ("uncond", "uncond_denoised")
-        negative = None if empty else (getattr(self.guider, "conds", None) or {}).get("negative")
-        other = find(known, [negative, hook.get(names[0])], hook.get(names[1]), but=self.guided_cond)
-        other = other or find(known, guided[0].conds, None, but=self.guided_cond)
-        by_guider = hasattr(self.guider, "denoise_both") and hook.get("uncond_denoised") is not None
-        if other is None and not by_guider:
-            return None
-        state.d_uncond = hook["uncond_denoised"] if by_guider else other[0].predictions[other[1]]
-        return self._evaluator(*guided, *(other or ()))
+        state.d_uncond = found.d_uncond
+        return self._evaluator(found.guided, found.position, found.other, found.other_position)
 
     def _rectify(self, step: GuidedStep, evaluator: Evaluator) -> Tensor | None:
         """R(g), measured or from the last measurement; None where nothing was measured yet."""
         if self.options.uses_profile:
-            value = self.rule.from_profile(self.options.profile, step)
-            self.measurement = Measurement(value, step.sigma, self.clock)
+            self.value = self.rule.from_profile(self.options.profile, step)
         elif self.state.measures and not evaluator.evaluated.from_cache:
             return self._measure(step, evaluator)
-        elif self.state.measures:
-            self._say_cached()
-        return self.rule.reuse(self.measurement.value, step) if self.measurement else None
+        else:
+            self.value = self.held.value(step.noise)
+            if self.state.measures:
+                self._say_cached()
+        return None if self.value is None else self.rule.reuse(self.value, step)
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
         first = self.learned.way is None
         if not evaluator.find_way():
             raise Unmeasurable(evaluator.why_no_way())
-        if first:  # that waited for the device, after three evaluations or more
-            self.without_graph = min(self.without_graph, time.monotonic() - self.step_started)
-        rectified, value = self.rule.measure(step)
-        before, self.measurement = self.measurement, Measurement(value, step.sigma, self.clock - self.origin)
-        informative = self.rule.is_informative(value)
-        if first and not bool(step.guidance.isfinite().all()):
+        if first:
+            self.pace.waited()
+        if first and not step.guidance.isfinite().all():
             raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
-        if self.informed:  # where this one says nothing, the one before still stands
-            self.measurement.value = torch.where(informative, value, before.value) if before else value
-        elif bool(informative):
-            self.informed, self.origin, self.measurement.step = True, self.clock, 0
-        else:
-            self.measurement.step = None
+        rectified, self.value = self.rule.measure(step)
+        self.held.keep(self.value, step.noise)
         return rectified
 
     def _say_cached(self) -> None:
@@ -409,35 +378,8 @@ class Run:
         self.recorder.fallback = f"guidance left as it is: {reason}"
         warn_user(f"the guidance stays as it is from here on: {reason}")
 
-    def _fell_back(self, reason: str) -> None:
-        self.recorder.fallback = reason
-        warn_user(reason)
-
     def _report(self, step: GuidedStep, rectified: Tensor) -> None:
         """Tell the recorder and the live line of a step."""
         self.recorder.estimator = "profile" if self.options.uses_profile else self.estimator.in_use
-        self.recorder.step(step, rectified, self.measurement.value)
-        self.live.step(self.measurement.value, self.recorder.method, self.recorder.fallback)
-
-
-def find(known: list[Evaluated], conds: list, prediction: Tensor | None, but=None) -> tuple[Evaluated, int] | None:
-    """Where a cond was evaluated: the first of `conds` that was, or the one that gave this very prediction.
-
-    Args:
-        but: a cond that it is not.
-    """
-    places = [(e, e.index(cond)) for cond in conds for e in known] + [
-        (e, e.index_of_prediction(prediction)) for e in known
-    ]
-    return next(((e, i) for e, i in places if i is not None and e.conds[i] is not None and e.conds[i] is not but), None)
-
-
-def evaluated_by_hook(hook: dict) -> list[Evaluated]:
-    """What a post-CFG hook was told of an evaluation that no other hook saw (context windows under some guiders)."""
-    names = ("model", "cond", "uncond", "input", "sigma", "model_options", "cond_denoised", "uncond_denoised")
-    model, cond, uncond, x, sigma, model_options, d_cond, d_uncond = map(hook.get, names)
-    if any(value is None for value in (model, cond, uncond, x, sigma, model_options, d_cond, d_uncond)):
-        return []
-    handed = [d_cond, d_uncond]
-    calc = comfy.samplers.calc_cond_batch
-    return [Evaluated(calc, model, [cond, uncond], x, sigma, model_options, handed, [d.clone() for d in handed])]
+        self.live.step(self.recorder.cfg)
+        self.recorder.step(step, rectified, self.value)

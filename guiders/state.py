@@ -66,8 +66,8 @@ class Measurement:
     """What stands for the model's Jacobian until the next measurement."""
 
     value: Tensor  # as the rectification reuses it
-    sigma: Tensor  # [batch] where it was measured
-    step: int  # of the run's clock
+    noise: Tensor  # log(σ/α) where it was measured, [batch, 1, ...]
+    step: int | None  # since the first measurement that said something; None: none did yet
 
 
 class Way(NamedTuple):

@@ -41,6 +41,11 @@ class GuidedStep:
         known = (here.x, here.sigma, scale, d_cond, d_uncond, guidance, mask, strength)
         return cls(*known, evaluator, run.estimator, state)
 
+    @property
+    def noise(self) -> Tensor:
+        """log(σ/α), [batch, 1, ...]; infinite at the start of a flow model."""
+        return (self.sigma.view_as(self.alpha) / self.alpha).log()
+
     def jt_ones(self) -> Tensor:
         """Jᵀ1, or Jᵀ of the mask."""
         if self.state.jt_ones is None:

@@ -18,22 +18,34 @@ COLOURS = {  # distinguishable without red-green vision (Okabe and Ito)
     "exact": "#000000",
     "none": "#999999",
     "cfg": "#D55E00",
-    "elementwise": "#0072B2",
-    "jacobian": "#009E73",
     "natural": "#56B4E9",
-    "ratio": "#CC79A7",
     "characteristic": "#E69F00",
+    **{rule.name: rule.colour for rule in RECTIFICATIONS.values()},
 }
 NAMES = {
-    "exact": "exact ∇log E",
+    "exact": "the right answer",
     "none": "no guidance",
     "cfg": "CFG",
-    "elementwise": "REG",
-    "jacobian": "full Jacobian",
-    "natural": "full Jacobian, natural step",
-    "ratio": "ratio",
+    "natural": "whole Jacobian, natural step",
     "characteristic": "characteristic",
+    **{rule.name: rule.label for rule in RECTIFICATIONS.values()},
 }
+SMALL, LARGE = 13, 15  # points: a figure of 6 inches is legible on a node of 380 pixels
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=LARGE)
+    return figure
+
+
+def _sized(figure: Figure) -> Figure:
+    """The same figure with ticks and labels of the small size."""
+    for axes in figure.axes:
+        axes.tick_params(labelsize=SMALL)
+        for text in (axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(SMALL)
+    return figure
 
 
 def predictions(pair: worlds.Pair, x: torch.Tensor, sigma: float, w: float, rules: tuple[str, ...]) -> dict:
@@ -58,8 +70,7 @@ def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -
     logarithmic beyond, where CFG often is.
     """
     pair = worlds.paper_line()
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    figure.suptitle(f"Guidance along the line, w = {w:g} (linear between the grey lines, logarithmic beyond)")
+    figure = _figure(6.4, 6.4, f"Guidance at cfg {1 + w:g}, from little noise to much")
     for axes, sigma in zip(figure.subplots(3, -(-count // 3)).flat, np.geomspace(0.08, 6, count), strict=False):
         mean, half = 1.0, 3 * (0.6**2 + sigma**2) ** 0.5
         x = torch.linspace(mean - half, mean + half, 400, dtype=torch.float64)[:, None]
@@ -74,11 +85,12 @@ def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -
         shown = density > 0.02 * density.max()
         linear = guidance["exact"][shown].abs().max().item()
         axes.set_yscale("symlog", linthresh=linear)
-        axes.set(title=f"σ = {sigma:.2g}", ylim=(-100 * linear, 100 * linear), yticks=[-linear, 0, linear])
-        axes.set_yticklabels([f"{-linear:.2g}", "0", f"{linear:.2g}"])
+        axes.set(ylim=(-100 * linear, 100 * linear), yticks=[-linear, 0, linear], xticks=[])
+        axes.set_title(f"noise {sigma:.2g}", fontsize=SMALL)
+        axes.set_yticklabels([f"{-linear:.1g}", "0", f"{linear:.1g}"])
         axes.grid(axis="y", color="0.8", lw=0.8)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=SMALL)
+    return _sized(figure)
 
 
 def _density(axes: Axes, x: torch.Tensor, density: torch.Tensor) -> None:
@@ -101,15 +113,16 @@ def error_map(w: float = 1.0, rules: tuple[str, ...] = ("none", "cfg", "elementw
         found = predictions(pair, 1 + z[:, None] * (0.3125 + sigma**2) ** 0.5, float(sigma), w, rules)
         for rule in rules:
             errors[rule].append((found[rule] - found["exact"])[:, 0].abs())
-    figure = Figure(figsize=(2.6 * len(rules) + 1, 3.6), layout="constrained")
-    figure.suptitle(f"Error of the prediction along the line, w = {w:g}")
+    figure = _figure(max(6.4, 1.9 * len(rules)), 4.4, f"How far the prediction is off, at cfg {1 + w:g}")
     scale = LogNorm(1e-3, 1)
     for axes, rule in zip(np.atleast_1d(figure.subplots(1, len(rules), sharey=True)), rules, strict=True):
         image = axes.pcolormesh(z, sigmas, torch.stack(errors[rule]), norm=scale, cmap="magma", rasterized=True)
-        axes.set(title=NAMES[rule], yscale="log", xlabel="x, standard deviations")
-    figure.axes[0].set_ylabel("σ")
-    figure.colorbar(image, ax=figure.axes, label="|D − exact|", extend="both")
-    return figure
+        axes.set(yscale="log", xticks=[])
+        axes.set_title(NAMES[rule], fontsize=SMALL)
+    figure.axes[0].set_ylabel("noise level")
+    figure.supxlabel("x, three standard deviations to each side", fontsize=SMALL)
+    figure.colorbar(image, ax=figure.axes, extend="both")
+    return _sized(figure)
 
 
 def arrows(
@@ -126,16 +139,21 @@ def arrows(
     x = x[log_density > log_density.max() - 4]
     found = predictions(pair, x, sigma, w, rules)
     d_cond = pair.cond.denoise(x, sigma)
-    figure = Figure(figsize=(3.2 * (len(rules) + 1), 4), layout="constrained")
-    figure.suptitle(f"Guidance in the plane, σ = {sigma:g}, w = {w:g}, long arrows cut")
+    columns = 2 if len(rules) < 4 else 3
+    figure = _figure(6.4, 6.8, f"Guidance at cfg {1 + w:g}, noise {sigma:g}; long arrows cut")
     cell = (high[0] - low[0]) / 18
     scale = (found["exact"] - d_cond).norm(dim=-1).max().item() / (1.5 * cell)
-    for axes, rule in zip(figure.subplots(1, len(rules) + 1, sharex=True, sharey=True), (*rules, "exact"), strict=True):
+    rows = -(-(len(rules) + 1) // columns)
+    every = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes, rule in zip(every, (*rules, "exact"), strict=False):
         _contours(axes, pair, sigma, low, high)
         term = (found[rule] - d_cond) / scale
         term = term * (4 * cell / term.norm(dim=-1, keepdim=True)).clamp(max=1)
         axes.quiver(*x.T, *term.T, color=COLOURS[rule], angles="xy", scale_units="xy", scale=1, width=0.006)
-        axes.set(title=NAMES[rule], aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axes.set(aspect="equal", xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+        axes.set_title(NAMES[rule], fontsize=LARGE)
+    for axes in every[len(rules) + 1 :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -172,23 +190,27 @@ def samples(
 ) -> Figure:
     """Where whole chains end: no guidance, CFG and the rectified guidance on the exact target, with their distances.
 
-    The same noise in every panel. Contours are the exact target p(x0|y) R_0(x0).
+    The same noise in every panel. Contours are the exact target p(x0|y) R_0(x0), and the last panel has draws from it.
     """
     pair = worlds.classes(seed)
     target = optimal.GridTarget(pair, w)
     exact = target.sample(4 * count, torch.Generator().manual_seed(seed + 1))
-    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
-    figure.suptitle(f"{count} samples, w = {w:g}, {sampler}, {steps} steps: contours are what guidance should sample")
-    names = ("none", "cfg", rectification)
-    for axes, name in zip(figure.subplots(1, 3, sharex=True, sharey=True), names, strict=True):
+    figure = _figure(
+        6.4, 7, f"{count} samples at cfg {1 + w:g}, {steps} steps of {sampler}.\nContours: where they should be"
+    )
+    every = list(figure.subplots(2, 2, sharex=True, sharey=True).flat)
+    for axes, name in zip(every, ("none", "cfg", rectification), strict=False):
         random = torch.Generator().manual_seed(seed)
         start = chains.noise((count, 2), random)
         x = chains.SAMPLERS[sampler](guided(name, pair, w), start, chains.karras(steps), random)
         axes.scatter(*x.T, s=4, alpha=0.4, color=COLOURS[name], lw=0)
         _target_contours(axes, target)
         distance = measure.sliced_wasserstein(x, exact)
-        axes.set_title(f"{NAMES[name]}\ndistance {distance:.3f}", fontsize=15)
-        axes.set_aspect("equal")
+        axes.set_title(f"{NAMES[name]}\ndistance {distance:.3f}", fontsize=LARGE)
+    every[-1].scatter(*exact[:count].T, s=4, alpha=0.4, color=COLOURS["exact"], lw=0)
+    every[-1].set_title(f"{NAMES['exact']}\n", fontsize=LARGE)
+    for axes in every:
+        axes.set(aspect="equal", xticks=[], yticks=[])
         _fit(axes, exact)
     return figure
 
@@ -197,12 +219,13 @@ def points(x: torch.Tensor, w: float = 3.0, seed: int = 13) -> Figure:
     """Samples [n, 2] that something else made, on the exact target, with their distance to it."""
     target = optimal.GridTarget(worlds.classes(seed), w)
     exact = target.sample(4000, torch.Generator().manual_seed(seed + 1))
-    figure = Figure(figsize=(6, 6), layout="constrained")
+    figure = _figure(6, 6.2, f"{len(x)} samples at cfg {1 + w:g}")
     axes = figure.subplots()
     axes.scatter(*x.T, s=8, alpha=0.6, color=COLOURS["elementwise"], lw=0)
     _target_contours(axes, target)
     distance = measure.sliced_wasserstein(x, exact)
-    axes.set(title=f"{len(x)} samples, w = {w:g}: distance {distance:.3f}", aspect="equal")
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    axes.set_title(f"distance {distance:.3f}", fontsize=LARGE)
     _fit(axes, exact)
     return figure
 
@@ -235,7 +258,7 @@ def narrowing(w: float = 3.0, seed: int = 13) -> Figure:
         step = guides.Step(pair, x, float(sigma), w, d_cond, d_uncond, w * (d_cond - d_uncond))
         for rule, values in found.items():
             values.append(gain(step.guidance, RECTIFICATIONS[rule].measure(step)[0])[:, 0])
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = _figure(6.4, 5, f"What is left of the guidance at cfg {1 + w:g}")
     axes = figure.subplots()
     for rule, values in found.items():
         gains = torch.stack(values)
@@ -243,7 +266,6 @@ def narrowing(w: float = 3.0, seed: int = 13) -> Figure:
         axes.fill_between(
             sigmas, gains.quantile(0.05, 1), gains.quantile(0.95, 1), color=COLOURS[rule], alpha=0.15, lw=0
         )
-    axes.set(xscale="log", xlabel="σ", ylabel="what is left of the guidance", ylim=(-0.02, 1.02))
-    axes.set_title(f"Rectified over plain guidance, along the guidance, w = {w:g}")
-    axes.legend()
-    return figure
+    axes.set(xscale="log", xlabel="noise level: sampling goes from right to left", ylim=(-0.02, 1.02))
+    axes.legend(fontsize=SMALL)
+    return _sized(figure)

@@ -120,6 +120,7 @@ class Guide:
     refresh: int = 1  # measure anew every n-th guided evaluation; 0: with doubling gaps
     _evaluations: int = field(default=0, init=False)
     _measured: int | None = field(default=None, init=False)
+    _level: float = field(default=0.0, init=False)
     _value: Tensor | Callable | None = field(default=None, init=False)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
@@ -135,8 +136,10 @@ class Guide:
     def _rectified(self, step: Step) -> Tensor:
         now, self._evaluations = self._evaluations, self._evaluations + 1
         if not refresh.is_due(now, self._measured, self.refresh):
-            return self.rectification.reuse(self._value, step)
-        self._measured = now
+            fall = torch.tensor(math.log(self._level / step.level), dtype=step.x.dtype)
+            value = self._value if callable(self._value) else self.rectification.carried(self._value, fall)
+            return self.rectification.reuse(value, step)
+        self._measured, self._level = now, step.level
         rectified, self._value = self.rectification.measure(step)
         return rectified
 
@@ -151,6 +154,7 @@ def measure_profile(pair: Pair, sigmas: Tensor, generator: torch.Generator, samp
         g = d_cond - d_uncond
         step = Step(pair, x, sigma, 1.0, d_cond, d_uncond, g)
         effect = per_sample.rms(g) / per_sample.rms(d_cond).clamp(min=1e-6)
-        rows.append([step.jt_ones().mean(), rectification.gain(g, step.jc(g)).mean(), step.rho().mean(), effect.mean()])
-    factor, gain, rho, effect = torch.tensor(rows, dtype=sigmas.dtype).unbind(1)
-    return Profile(sigmas, factor[:, None], gain, rho, effect)
+        gain, rho = rectification.gain(g, step.jc(g)), step.rho()
+        rows.append([step.jt_ones().mean(), gain.mean(), rho.mean(), effect.mean(), rho.std(correction=0)])
+    factor, gain, rho, effect, spread = torch.tensor(rows, dtype=sigmas.dtype).unbind(1)
+    return Profile(sigmas, factor[:, None], gain, rho, effect, spread=spread)

@@ -1,17 +1,23 @@
 """AutoGuidance, rectified."""
 
+import torch
 from comfy_api.latest import io
 
 from ..guiders.attach import on_model
 from ..guiders.autoguidance import AutoGuider
-from .options import option_inputs, options_of, sampled_anew_for_a_report
+from .options import checked_before_anything_loads, option_inputs, options_of, sampled_anew_for_a_report
+
+WEAKER = "connect a smaller or less trained model of the same family, or this one without its LoRA, to weak_model."
+SAVED_BEFORE_SHARE = 9  # shared widgets whose values saved workflows have before that of negative_share
 
 
 class REGAutoGuider(io.ComfyNode):
     fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+    validate_inputs = classmethod(checked_before_anything_loads)
 
     @classmethod
     def define_schema(cls):
+        shared = option_inputs()
         return io.Schema(
             node_id="REGAutoGuider",
             display_name="REG AutoGuider",
@@ -26,8 +32,14 @@ class REGAutoGuider(io.ComfyNode):
                     tooltip="A weaker model of the same family. Patches on it are its own; REG is not needed there.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What the picture should show; for both models."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="For CFG together with AutoGuidance: what the picture should move away from.",
+                ),
                 io.Float.Input(
                     "cfg",
+                    optional=True,
                     default=2.0,
                     min=0.0,
                     max=100.0,
@@ -36,29 +48,49 @@ class REGAutoGuider(io.ComfyNode):
                     tooltip="Guidance scale. 1 is no guidance: the weak model is then not evaluated. AutoGuidance is "
                     "used at lower scales than CFG, 1.5 to 3.",
                 ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="For CFG together with AutoGuidance: what the picture should move away from.",
-                ),
+                *shared[:SAVED_BEFORE_SHARE],
                 io.Float.Input(
                     "negative_share",
+                    display_name="share of the negative",
                     optional=True,
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     tooltip="With a negative: how much of the guidance moves away from it instead of from the weak "
-                    "model. 0 is AutoGuidance alone, 1 CFG alone.",
+                    "model. 0 is AutoGuidance alone, 1 CFG alone. Without one it does nothing.",
                 ),
-                *option_inputs(),
+                *shared[SAVED_BEFORE_SHARE:],
             ],
             outputs=[io.Guider.Output(tooltip="Connect to SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, model, weak_model, positive, cfg, negative=None, negative_share=0.5, **options) -> io.NodeOutput:
+    def execute(
+        cls, model, weak_model, positive, cfg=2.0, negative=None, negative_share=0.5, **options
+    ) -> io.NodeOutput:
+        if weak_model is model:
+            raise ValueError(
+                "REG: model and weak_model are the same model, and their difference is the guidance: " + WEAKER
+            )
+        if negative is not None and _same(positive, negative):
+            raise ValueError(
+                "REG: negative is the same prompt as positive, and there is nothing between them to guide by: connect "
+                "another prompt, often an empty one, or none."
+            )
         guider = AutoGuider(on_model(model, options_of(**options)), weak_model)
         guider.set_conds(positive, negative, negative_share)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)
+
+
+def _same(a: list, b: list) -> bool:
+    """Do two conditionings say the same?"""
+    plain = {"pooled_output"}  # whatever else there is may tell them apart
+    return a is b or (
+        len(a) == len(b)
+        and all(
+            torch.equal(x, y) and not (left.keys() | right.keys()) - plain
+            for (x, left), (y, right) in zip(a, b, strict=True)
+        )
+    )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from comfy_api.latest import io
 
 from ..demo import world
@@ -15,6 +16,7 @@ VERSIONS = {  # files of weights; those of research are in a clone of the reposi
 }
 REPOSITORY = "https://github.com/comfyui-reg/ComfyUI-REG"
 ANY = "any"
+RIGHT_ANSWERS, RIGHT_SEED = 16, 23  # how many draws the output has, and which: shares as near as 16 can be
 
 
 def present() -> list[str]:
@@ -89,12 +91,20 @@ class REGDemoPrompt(io.ComfyNode):
                 io.Combo.Input(
                     name,
                     options=[ANY, *map(str, values)],
+                    optional=True,
                     default=ANY,
                     tooltip=f"The {name} to draw; {ANY} leaves it open.",
                 )
                 for name, values in world.ATTRIBUTES.items()
             ],
-            outputs=[io.Conditioning.Output(tooltip="Positive or negative conditioning.")],
+            outputs=[
+                io.Conditioning.Output(tooltip="Positive or negative conditioning."),
+                io.Image.Output(
+                    display_name="right answer",
+                    tooltip="Pictures of the prompt as they should be, drawn by the program that drew those the model was "
+                    "trained on: 16, with the right shares of whatever the prompt leaves open.",
+                ),
+            ],
         )
 
     @classmethod
@@ -102,4 +112,6 @@ class REGDemoPrompt(io.ComfyNode):
         from ..demo import models
 
         stated = {name: value for name, value in attributes.items() if value != ANY}
-        return io.NodeOutput([[models.prompt_tokens(**stated), {}]])
+        pictures, _ = world.draws(RIGHT_ANSWERS, RIGHT_SEED, **stated)
+        right = torch.from_numpy(pictures).float() / 255
+        return io.NodeOutput([[models.prompt_tokens(**stated), {}]], right)

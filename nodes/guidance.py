@@ -4,19 +4,20 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..guiders.attach import RectifiedSampler, on_model
-from .options import option_inputs, options_of, sampled_anew_for_a_report
+from .options import checked_before_anything_loads, option_inputs, options_of, sampled_anew_for_a_report
 
 ALIASES = ["rectified gradient guidance", "cfg", "guidance", "REG"]
 
 
 class REGModel(io.ComfyNode):
     fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+    validate_inputs = classmethod(checked_before_anything_loads)
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="REGModel",
-            display_name="REG Model",
+            display_name="CFG guidance (REG Model)",
             category="advanced/guidance",
             search_aliases=["rectified gradient", *ALIASES],  # found first
             description="Rectifies the guidance (CFG) of a model, for KSampler and every guider. It is applied after all "
@@ -35,6 +36,7 @@ class REGModel(io.ComfyNode):
 
 class REGGuider(io.ComfyNode):
     fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+    validate_inputs = classmethod(checked_before_anything_loads)
 
     @classmethod
     def define_schema(cls):
@@ -50,6 +52,7 @@ class REGGuider(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should move away from; often an empty prompt."),
                 io.Float.Input(
                     "cfg",
+                    optional=True,
                     default=5.0,
                     min=0.0,
                     max=100.0,
@@ -63,7 +66,7 @@ class REGGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, cfg, **options) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, cfg=5.0, **options) -> io.NodeOutput:
         guider = comfy.samplers.CFGGuider(on_model(model, options_of(**options)))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
@@ -72,6 +75,7 @@ class REGGuider(io.ComfyNode):
 
 class REGSampler(io.ComfyNode):
     fingerprint_inputs = classmethod(sampled_anew_for_a_report)
+    validate_inputs = classmethod(checked_before_anything_loads)
 
     @classmethod
     def define_schema(cls):

@@ -1,13 +1,16 @@
 """The inputs that every way in shares."""
 
 from comfy_api.latest import io
+from comfy_execution.validation import validate_node_input
 
 from ..guiders.options import CHECKPOINT_CHOICES, Options, estimator_names
 from ..guiders.report.downstream import report_follows
+from ..pilot.preset import Preset
 from ..reg.rectification import RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
+PRESET = io.Custom("REG_PRESET")
 DEFAULTS = Options()
 
 
@@ -16,9 +19,54 @@ def sampled_anew_for_a_report(cls, **inputs) -> bool:
     return report_follows()
 
 
-def options_of(every: int = DEFAULTS.refresh, **inputs) -> Options:
-    """The options that a node's inputs ask for; what a prompt leaves out has its default."""
-    return Options(refresh=every, **inputs)
+def options_of(preset: Preset | None = None, **inputs) -> Options:
+    """The options that a node's inputs ask for; what a prompt leaves out has its default, and a preset goes before both."""
+    inputs |= preset.options if preset is not None else {}
+    return Options(refresh=inputs.pop("every", DEFAULTS.refresh), **inputs)
+
+
+def checked_before_anything_loads(
+    cls,
+    input_types,
+    rectification=None,
+    strength=None,
+    estimator=None,
+    start_percent=None,
+    end_percent=None,
+    every=None,
+    step=None,
+    checkpoint=None,
+    skip_below=None,
+    verify=None,
+) -> bool:
+    """`validate_inputs` of a way in: what the options themselves say, as one sentence and before a model is loaded.
+
+    ComfyUI leaves the check of what is named here to us, so that saved workflows may name a rule as they did
+    ("elementwise"). It would show a returned message once for each of these inputs; an exception it shows once. A
+    linked input is None here.
+
+    Args:
+        input_types: the type that is connected to each linked input, by name.
+
+    Raises:
+        ValueError: an input is out of range, or of another type; the message names it and the remedy.
+    """
+    given = {
+        name: value for name, value in locals().items() if name not in ("cls", "input_types") and value is not None
+    }
+    wanted = {entry.id: entry.io_type for entry in cls.define_schema().inputs}
+    for name, kind in input_types.items():
+        if not validate_node_input(kind, wanted[name]):
+            raise ValueError(
+                f"REG: {name} takes {wanted[name]}, and {kind} is connected to it: connect another output."
+            )
+    connected = {"profile": _SomeProfile} if "profile" in input_types else {}
+    options_of(**given, **connected)
+    return True
+
+
+class _SomeProfile:
+    """Stands for a profile that is connected and not made yet."""
 
 
 def option_inputs() -> list:
@@ -26,6 +74,7 @@ def option_inputs() -> list:
     return [
         io.Combo.Input(
             "rectification",
+            optional=True,
             options=[rule.label for rule in RECTIFICATIONS.values()],
             default=DEFAULTS.rule.label,
             tooltip="How the guidance is corrected. "
@@ -33,6 +82,7 @@ def option_inputs() -> list:
         ),
         io.Float.Input(
             "strength",
+            optional=True,
             default=1.0,
             min=0.0,
             max=4.0,
@@ -41,15 +91,19 @@ def option_inputs() -> list:
         ),
         io.Combo.Input(
             "estimator",
+            display_name="measured by",
+            optional=True,
             options=estimator_names(),
             default="auto",
             advanced=True,
             tooltip="How the model's Jacobian is measured. backward: exact, one reverse pass, more memory. difference: "
-            "one more forward pass, no gradients, works with every kernel and quantised weights. auto: backward, and "
-            "difference where it cannot be had. profile: no extra pass, from a profile measured before.",
+            "more forward passes, no gradient, works with every kernel and quantised weights. auto: the connected profile; "
+            "without one backward, and difference where a gradient cannot be had. profile: no extra pass. The rule ratio has "
+            "differences only.",
         ),
         io.Float.Input(
             "start_percent",
+            optional=True,
             default=0.0,
             min=0.0,
             max=1.0,
@@ -59,6 +113,7 @@ def option_inputs() -> list:
         ),
         io.Float.Input(
             "end_percent",
+            optional=True,
             default=1.0,
             min=0.0,
             max=1.0,
@@ -68,7 +123,8 @@ def option_inputs() -> list:
         ),
         io.Int.Input(
             "every",
-            display_name="measure every",
+            optional=True,
+            display_name="measure every (0: doubling gaps)",
             default=DEFAULTS.refresh,
             min=0,
             max=100,
@@ -79,17 +135,21 @@ def option_inputs() -> list:
         ),
         io.Float.Input(
             "step",
+            display_name="difference step (0: automatic)",
+            optional=True,
             default=0.0,
             min=0.0,
             max=1.0,
             step=0.001,
             round=0.00001,
             advanced=True,
-            tooltip="Step of the difference estimator, over the latent's own scale. 0 chooses: by the model's precision, "
-            "and for jacobian the step that the guidance itself makes.",
+            tooltip="With difference: how far the latent is moved, over its own scale. 0 chooses by the model's precision, "
+            "and for the whole Jacobian the step that the guidance itself makes.",
         ),
         io.Combo.Input(
             "checkpoint",
+            display_name="save memory in backward",
+            optional=True,
             options=list(CHECKPOINT_CHOICES),
             default="auto",
             advanced=True,
@@ -98,6 +158,8 @@ def option_inputs() -> list:
         ),
         io.Float.Input(
             "skip_below",
+            display_name="skip negative below",
+            optional=True,
             default=0.0,
             min=0.0,
             max=1.0,
@@ -109,15 +171,21 @@ def option_inputs() -> list:
         PROFILE.Input(
             "profile",
             optional=True,
-            tooltip="Needed by estimator = profile and by skip_below; from REG Calibrate or REG Load Profile.",
+            tooltip="What REG would measure, measured before: no extra pass then. From REG Calibrate or REG Load Profile.",
         ),
         SCHEDULE.Input(
             "schedule",
             optional=True,
             tooltip="A guidance scale that changes over the run, in place of the cfg set elsewhere; from REG Schedule.",
         ),
+        PRESET.Input(
+            "preset",
+            optional=True,
+            tooltip="A setting that REG Pilot recommended, in place of the options above that it names; from REG Load Preset.",
+        ),
         io.Boolean.Input(
             "verify",
+            display_name="verify gradient",
             default=False,
             optional=True,
             advanced=True,

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..guiders.attach import check_model
 from ..guiders.calibrate import calibrate
+from ..guiders.report.live import show
 from ..reg import profile as profiles
 from .options import PROFILE
 
@@ -45,8 +46,9 @@ class REGCalibrate(io.ComfyNode):
             display_name="REG Calibrate",
             category=CATEGORY,
             search_aliases=["measure profile", "guidance profile", "calibration", "faster", "REG"],
-            description="Measures a profile of a model: what REG would measure at every step, so that later runs need "
-            "no extra pass (estimator = profile). Takes about as long as two pictures per sample in the latent.",
+            description="Measures a profile of a model: what REG would measure at every step, so that later runs need no extra "
+            "pass. Connect it to the profile input of a REG node. Takes about as long as two pictures per sample in the "
+            "latent.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, as it will be used."),
                 io.Conditioning.Input("positive", tooltip="A prompt typical of yours."),
@@ -55,12 +57,29 @@ class REGCalibrate(io.ComfyNode):
                     "latent_image", tooltip="An empty latent. Its batch size is the number of samples; 4 is good."
                 ),
                 io.Float.Input(
-                    "cfg", default=4.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance of the sample pictures."
+                    "cfg",
+                    optional=True,
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance of the sample pictures.",
                 ),
-                io.Int.Input("steps", default=12, min=2, max=100, tooltip="Steps of the sample pictures."),
-                io.Int.Input("points", default=8, min=2, max=64, tooltip="Noise levels to measure at.", advanced=True),
+                io.Int.Input(
+                    "steps", optional=True, default=12, min=2, max=100, tooltip="Steps of the sample pictures."
+                ),
+                io.Int.Input(
+                    "points",
+                    optional=True,
+                    default=8,
+                    min=2,
+                    max=64,
+                    tooltip="Noise levels to measure at.",
+                    advanced=True,
+                ),
                 io.Int.Input(
                     "seed",
+                    optional=True,
                     default=0,
                     min=0,
                     max=2**64 - 1,
@@ -72,7 +91,7 @@ class REGCalibrate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, cfg, steps, points, seed) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, latent_image, cfg=4.0, steps=12, points=8, seed=0) -> io.NodeOutput:
         check_model(model)
         if not isinstance(latent_image, dict) or not isinstance(latent_image.get("samples"), torch.Tensor):
             raise ValueError("REG: what is connected as latent_image is no latent: connect an empty latent.")
@@ -84,6 +103,14 @@ class REGCalibrate(io.ComfyNode):
         )
 
 
+def make_folder(folder: Path) -> None:
+    """Raises ValueError: the folder of profiles cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"REG: the folder models/{FOLDER} cannot be made: {error.strerror}.") from error
+
+
 class REGSaveProfile(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -92,24 +119,39 @@ class REGSaveProfile(io.ComfyNode):
             display_name="REG Save Profile",
             category=CATEGORY,
             search_aliases=["guidance profile", "save calibration", "REG"],
-            description=f"Saves a profile to ComfyUI's models/{FOLDER} folder.",
+            description=f"Saves a profile to ComfyUI's models/{FOLDER} folder and says so. Another profile of that name is "
+            "kept unless overwrite is on.",
             inputs=[
                 PROFILE.Input("profile", tooltip="From REG Calibrate."),
-                io.String.Input("name", default="my model", tooltip="File name, without a folder."),
+                io.String.Input("name", optional=True, default="my model", tooltip="File name, without a folder."),
+                io.Boolean.Input(
+                    "overwrite", optional=True, default=False, tooltip="Replace another profile of the same name."
+                ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, profile, name) -> io.NodeOutput:
+    def validate_inputs(cls, name="my model") -> bool:
+        """Raises ValueError: the name would leave the folder."""
+        return bool(name is None or safe_path(name))
+
+    @classmethod
+    def execute(cls, profile, name="my model", overwrite=False) -> io.NodeOutput:
         if not isinstance(profile, profiles.Profile):
             raise ValueError("REG: what is connected as profile is none: connect REG Calibrate.")
         path = safe_path(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"REG: the folder models/{FOLDER} cannot be made: {error.strerror}.") from error
-        profiles.save(profile, path)
+        here = f"models/{FOLDER}/{path.name}"
+        is_new = not path.exists()
+        if is_new or overwrite:
+            make_folder(path.parent)
+            profiles.save(profile, path)
+        elif not profiles.same(profiles.load(path), profile):
+            raise ValueError(
+                f"REG: {here} exists and holds another profile: choose another name, or turn overwrite on."
+            )
+        made = "saved as" if is_new else "saved over" if overwrite else "there already,"
+        show(f"{made} {here}. Press R to see it in REG Load Profile.")
         return io.NodeOutput()
 
 
@@ -121,7 +163,7 @@ class REGLoadProfile(io.ComfyNode):
             display_name="REG Load Profile",
             category=CATEGORY,
             search_aliases=["guidance profile", "load calibration", "REG"],
-            description="A profile measured before, for estimator = profile and skip_below.",
+            description="A profile measured before: connect it to the profile input of a REG node.",
             inputs=[
                 io.Combo.Input(
                     "name", options=folder_paths.get_filename_list(FOLDER), tooltip=f"A file in models/{FOLDER}."

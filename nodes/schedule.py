@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..guiders.schedule import COUNTED_IN, SHAPES, GuidanceSchedule
+from ..guiders.schedule import COUNTED_IN, GuidanceSchedule
 from . import draw
 from .options import SCHEDULE
 
@@ -37,6 +37,7 @@ class REGSchedule(io.ComfyNode):
                                 _cfg("Guidance scale at the end; it rises to this from 1, slowly first. (MDT)"),
                                 io.Float.Input(
                                     "power",
+                                    optional=True,
                                     default=4.0,
                                     min=0.1,
                                     max=100.0,
@@ -75,17 +76,23 @@ class REGSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, shape: dict | None = None, counted_in: str = COUNTED_IN[0]) -> io.NodeOutput:
-        if not isinstance(shape, dict):  # ComfyUI leaves out a shape that it does not know
-            raise ValueError(f"REG: this schedule has no shape: choose one of {', '.join(SHAPES)}.")
-        schedule = GuidanceSchedule(**shape, counted_in=counted_in)
+        options = {option.key: option for option in cls.define_schema().inputs[0].options}
+        chosen = options.get(shape.get("shape")) if isinstance(shape, dict) else None
+        if chosen is None:  # ComfyUI leaves out a shape that it does not know
+            raise ValueError(f"REG: a schedule is one of {', '.join(options)}: choose one of these shapes.")
+        left_out = {entry.id: entry.default for entry in chosen.inputs}
+        given = {name: value for name, value in shape.items() if value is not None}
+        schedule = GuidanceSchedule(**left_out | given, counted_in=counted_in)
         image = draw.schedule(schedule)
         return io.NodeOutput(schedule, image, ui=ui.PreviewImage(image, cls=cls))
 
 
 def _cfg(tooltip: str, name: str = "cfg", default: float = 5.0) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+    return io.Float.Input(
+        name, optional=True, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip
+    )
 
 
 def _percent(name: str, default: float, verb: str) -> io.Float.Input:
     tooltip = f"Where in sampling guidance {verb}, as in ComfyUI's other nodes."
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+    return io.Float.Input(name, optional=True, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)

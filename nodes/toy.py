@@ -3,8 +3,9 @@
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..reg.rectification import RECTIFICATIONS
+from ..reg.rectification import RECTIFICATIONS, named
 from . import draw
+from .options import DEFAULTS
 
 SEED = 22  # the default mixture: of 32, the nearest to the median distances of no guidance, CFG and REG
 EXPERIMENTS = ("samples", "arrows", "curves", "error map", "what is left")
@@ -13,7 +14,9 @@ CATEGORY = "advanced/guidance"
 
 def _mixture(tooltip: str) -> io.Int.Input:
     """A seed that the browser does not change after a run: the toy nodes of a graph must agree on it."""
-    return io.Int.Input("seed", default=SEED, min=0, max=2**31, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input(
+        "seed", optional=True, default=SEED, min=0, max=2**31, control_after_generate=False, tooltip=tooltip
+    )
 
 
 def _shown(cls, figure: Tensor) -> io.NodeOutput:
@@ -34,6 +37,7 @@ class REGToy(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "experiment",
+                    optional=True,
                     options=list(EXPERIMENTS),
                     default="samples",
                     tooltip="samples: where whole chains end, on the contours of what guidance should sample. arrows: the "
@@ -43,15 +47,24 @@ class REGToy(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rectification",
-                    options=list(RECTIFICATIONS),
-                    default="elementwise",
+                    optional=True,
+                    options=[rule.label for rule in RECTIFICATIONS.values()],
+                    default=DEFAULTS.rule.label,
                     tooltip="The rule to compare with CFG and with the exact answer.",
                 ),
                 io.Float.Input(
-                    "cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="Guidance scale, as in KSampler."
+                    "cfg",
+                    optional=True,
+                    default=4.0,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Guidance scale, as in KSampler.",
                 ),
                 io.Float.Input(
                     "sigma",
+                    display_name="noise level",
+                    optional=True,
                     default=0.7,
                     min=0.05,
                     max=20.0,
@@ -65,8 +78,15 @@ class REGToy(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, experiment, rectification, cfg, sigma, seed) -> io.NodeOutput:
-        return _shown(cls, draw.image(_figure(experiment, rectification, cfg - 1, sigma, seed)))
+    def validate_inputs(cls, rectification=None) -> bool:
+        """Raises ValueError: there is no such rule. Saved workflows may name one as they did ("elementwise")."""
+        return bool(rectification is None or named(rectification))
+
+    @classmethod
+    def execute(
+        cls, experiment="samples", rectification=DEFAULTS.rectification, cfg=4.0, sigma=0.7, seed=SEED
+    ) -> io.NodeOutput:
+        return _shown(cls, draw.image(_figure(experiment, named(rectification).name, cfg - 1, sigma, seed)))
 
 
 def _figures():
@@ -102,7 +122,9 @@ class REGToyModel(io.ComfyNode):
             "KSampler and REG nodes like any model, and look at the result with REG Toy Plot.",
             inputs=[
                 _mixture("Which mixture: the same number as in REG Toy."),
-                io.Int.Input("points", default=256, min=1, max=4096, tooltip="How many points to sample."),
+                io.Int.Input(
+                    "points", optional=True, default=256, min=1, max=4096, tooltip="How many points to sample."
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The mixtures as a plain model."),
@@ -113,7 +135,7 @@ class REGToyModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed, points) -> io.NodeOutput:
+    def execute(cls, seed=SEED, points=256) -> io.NodeOutput:
         from ..demo import toy
 
         return io.NodeOutput(toy.model(seed), toy.conditioning(True), toy.conditioning(False), toy.latent(points))
@@ -132,7 +154,13 @@ class REGToyPlot(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="Points sampled from the REG Toy Model."),
                 io.Float.Input(
-                    "cfg", default=4.0, min=1.0, max=10.0, step=0.1, tooltip="The cfg they were sampled at."
+                    "cfg",
+                    optional=True,
+                    default=4.0,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="The cfg they were sampled at.",
                 ),
                 _mixture("The mixture they were sampled from."),
             ],
@@ -141,7 +169,7 @@ class REGToyPlot(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples, cfg, seed) -> io.NodeOutput:
+    def execute(cls, samples, cfg=4.0, seed=SEED) -> io.NodeOutput:
         points = samples["samples"]
         if points.ndim != 4 or points.shape[1:] != (2, 1, 1):
             raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")

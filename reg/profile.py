@@ -27,6 +27,7 @@ RANGES = {  # of what can be measured
     "factor": (-LARGEST, LARGEST),
     "gain": (0.0, 1.0),  # both are clamped where they are measured
     "rho": (0.0, 1.0),
+    "spread": (0.0, 1.0),
     "effect": (0.0, 1e3),  # a part of the prediction
 }
 DAMAGED = "REG: this profile is damaged: measure it again with REG Calibrate."
@@ -46,10 +47,14 @@ class Profile:
     rho: Tensor  # [n] mean of ⟨g, J_c g⟩ / ⟨g, J_u g⟩
     effect: Tensor  # [n] rms(D_c − D_u) / rms(D_c): what a unit of guidance does
     about: dict[str, str] = field(default_factory=dict)  # prediction, channels, model, …
+    spread: Tensor | None = None  # [n] standard deviation of rho over samples; none in older files, which counts as 0
 
     def __post_init__(self):
         curves = {name: getattr(self, name) for name in ("sigmas", *CURVES)}
         n = self.sigmas.numel()
+        if self.spread is None:
+            object.__setattr__(self, "spread", torch.zeros_like(self.rho))
+        curves["spread"] = self.spread
         sound = all(c.ndim == 1 + (name == "factor") and len(c) == n and c.numel() for name, c in curves.items())
         sound = sound and n >= 2 and bool((self.sigmas.diff() > 0).all())
         sound = sound and all(_within(curves[name], *limits) for name, limits in RANGES.items())
@@ -70,6 +75,13 @@ def _within(curve: Tensor, low: float, high: float) -> bool:
     return bool(((curve >= low) & (curve <= high)).all())  # NaN is not
 
 
+def same(a: Profile, b: Profile) -> bool:
+    """Do two profiles hold the same curves, measured on the same?"""
+    return a.about == b.about and all(
+        torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in ("sigmas", *CURVES, "spread")
+    )
+
+
 def save(profile: Profile, path: Path) -> None:
     """Write a profile as safetensors, with what it was measured on in the header.
 
@@ -79,7 +91,9 @@ def save(profile: Profile, path: Path) -> None:
     Raises:
         ValueError: the file cannot be written; the message says why.
     """
-    tensors = {name: getattr(profile, name).float().cpu().contiguous().clone() for name in ("sigmas", *CURVES)}
+    tensors = {
+        name: getattr(profile, name).float().cpu().contiguous().clone() for name in ("sigmas", *CURVES, "spread")
+    }
     content = serialized(tensors, metadata={"format": FORMAT, "about": json.dumps(profile.about)})
     beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -109,11 +123,14 @@ def load(path: Path) -> Profile:
         tensors = deserialized(content)
         about = _about(content)
         curves = [tensors[curve] for curve in ("sigmas", *CURVES)]
-        if any(curve.dtype not in STORED for curve in curves):
+        spread = tensors.get("spread", torch.zeros_like(tensors["rho"]))
+        if any(curve.dtype not in STORED for curve in (*curves, spread)):
             raise KeyError("dtype")
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError, SafetensorError) as error:
         raise ValueError(refusal) from error
-    return Profile(*(curve.to(torch.float32, copy=True) for curve in curves), about)
+    return Profile(
+        *(curve.to(torch.float32, copy=True) for curve in curves), about, spread.to(torch.float32, copy=True)
+    )
 
 
 def _content(path: Path) -> bytes:

@@ -87,6 +87,10 @@ class Rectification:
         """R(g) [batch, ...] from an earlier value."""
         return value * step.guidance
 
+    def carried(self, value: Tensor, fall: Tensor) -> Tensor:
+        """What stands for an earlier value where log(σ/α) has fallen by `fall` [batch, 1, ...] since: that value."""
+        return value
+
     def from_profile(self, profile: "Profile", step: Step) -> Tensor:
         """The value that a profile has at this noise level."""
         return _shaped(profile.at(self.curve, step.sigma), step.x)
@@ -99,7 +103,7 @@ class Rectification:
 class Elementwise(Rectification):
     """The paper's map f = α Jᵀ1."""
 
-    name, label, symbol, colour = "elementwise", "REG (paper)", "f", "#1f77b4"
+    name, label, symbol, colour = "elementwise", "REG (paper)", "f", "#0072B2"
     text = "the paper's rule, a map that damps guidance where the model does not respond to the noise"
     needs, curve = Needs.JT_ONES, "factor"
 
@@ -114,7 +118,7 @@ class Elementwise(Rectification):
 class Jacobian(Rectification):
     """The whole chain rule α Jᵀg; its gain along the guidance stands for it."""
 
-    name, label, symbol, colour = "jacobian", "whole Jacobian", "gain", "#2ca02c"
+    name, label, symbol, colour = "jacobian", "whole Jacobian", "gain", "#009E73"
     text = "the paper's derivation with its chain rule kept whole"
     needs, curve = Needs.VJP, "gain"
 
@@ -126,7 +130,7 @@ class Jacobian(Rectification):
 class Ratio(Rectification):
     """One number a sample from how much narrower the conditional posterior is along the guidance; ρ stands for it."""
 
-    name, label, symbol, colour = "ratio", "ratio", "ρ", "#d62728"
+    name, label, symbol, colour = "ratio", "ratio", "ρ", "#CC79A7"
     text = "one number a picture and step, from how much the prompt narrows what can be seen; ours, without a gradient"
     needs, curve = Needs.JVP_BOTH, "rho"
 
@@ -137,6 +141,21 @@ class Ratio(Rectification):
 
     def reuse(self, value, step):
         return ratio_factor(value, weight_of(step)) * step.guidance
+
+    def carried(self, value, fall):
+        """ρ rises as the noise falls: its logit is moved by as much as log(σ/α) falls (docs/quality/holding.md)."""
+        moved = (value.clamp(1e-6, 1 - 1e-6).logit() + fall).sigmoid()
+        return torch.where((value > 0) & (value < 1) & fall.isfinite(), moved, value)
+
+    def from_profile(self, profile, step):
+        """The ρ whose f is the mean of f over samples at this step's w. f is convex in ρ, so a mean ρ would guide too little;
+        samples at one standard deviation on either side have their mean and their spread."""
+        rho, spread = (_shaped(profile.at(curve, step.sigma), step.x) for curve in (self.curve, "spread"))
+        w = weight_of(step)
+        mean_f = (ratio_factor((rho - spread).clamp(min=0), w) + ratio_factor((rho + spread).clamp(max=1), w)) / 2
+        denominator = 1 + w * mean_f  # of the inverse, ρ = f (1 + w) / (1 + w f)
+        inverse = mean_f * (1 + w) / torch.where(denominator > 0, denominator, 1.0)
+        return torch.where((spread > 0) & (denominator > 0) & (w > -1), inverse, rho)
 
 
 RECTIFICATIONS: dict[str, Rectification] = {rule.name: rule for rule in (Elementwise(), Jacobian(), Ratio())}

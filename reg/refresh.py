@@ -4,7 +4,8 @@ Guidance is largest and changes fastest at the start of a run, so that is where 
 n steps take about log₂ n measurements (7 of 50). In between, the value stands as it was measured.
 """
 
-DOUBLING = 0  # of `refresh`: at guided steps 0, 1, 2, 4, 8, 16, …; a number n > 0 measures every n-th
+DOUBLING = 0  # of `refresh`: at guided steps 0, 1, 2, 4, 8, 16, …; a number n > 1 measures every n-th
+ALWAYS = 1  # at every evaluation, also where a sampler makes two in a step
 
 
 def is_due(step: int, last: int | None, refresh: int) -> bool:
@@ -13,9 +14,9 @@ def is_due(step: int, last: int | None, refresh: int) -> bool:
     Args:
         step: sampler steps since the first measurement that said something.
         last: the step of the last measurement; None before the first.
-        refresh: DOUBLING, or n.
+        refresh: DOUBLING, ALWAYS, or n.
     """
-    if last is None:
+    if last is None or refresh == ALWAYS:
         return True
     if refresh == DOUBLING:
         return step.bit_length() > last.bit_length()

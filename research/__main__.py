@@ -14,6 +14,7 @@ COMMANDS = {
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
     "holding": "holding",
+    "imagenet": "imagenet.command",
     "faults": "faults",
     "soak": "soak",
     "gpu": "gpu",

@@ -132,19 +132,28 @@ def recorded(model, rule: str, steps: int, prompt: str) -> list[Recorded]:
     return notes
 
 
-def error(rule: Rectification, notes: list[Recorded], measured: list[int], carry: Carry) -> float:
-    """Of a rhythm, whose steps count from the first measurement that says something, over CFG's."""
+def errors(rule: Rectification, notes: list[Recorded], measured: list[int], carry: Carry) -> list[tuple]:
+    """Per step: sigma, the next one, the length of what a rhythm is off, and of what CFG is off.
+
+    The steps of a rhythm count from the first measurement that says something.
+    """
     start = next((i for i, note in enumerate(notes) if note.informative), 0)
-    held = guided = 0.0
     known: list[Recorded] = []
+    found = []
     for i, note in enumerate(notes):
         after = notes[i + 1].sigma if i + 1 < len(notes) else 0.0
-        moves = (note.sigma - after) / note.sigma
         fresh = i <= start or i - start in measured
         known = [*known, note] if fresh else known
         rectified = note.rectified if fresh else rule.reuse(carry(known, note), note.step)
-        held += moves * float((rectified - note.rectified).norm())
-        guided += moves * float((note.step.guidance - note.rectified).norm())
+        off, cfg = ((v - note.rectified).norm().item() for v in (rectified, note.step.guidance))
+        found.append((note.sigma, after, off, cfg))
+    return found
+
+
+def error(steps: list[tuple]) -> float:
+    """Of a rhythm over CFG's: what the samples are moved wrongly. A sampler moves by the part of sigma that a step takes."""
+    moved = [((sigma - after) / sigma * off, (sigma - after) / sigma * cfg) for sigma, after, off, cfg in steps]
+    held, guided = map(sum, zip(*moved, strict=True))
     return held / guided
 
 
@@ -157,9 +166,9 @@ def rows(name: str, steps: tuple[int, ...]) -> list[dict]:
             runs = [recorded(model, rule_name, n, prompt) for prompt in PROMPTS]
             for rhythm, measured in RHYTHMS.items():
                 for carry_name, carry in CARRIES.items():
-                    errors = [error(rule, notes, measured(n), carry) for notes in runs]
+                    off = [error(errors(rule, notes, measured(n), carry)) for notes in runs]
                     row = {"network": name, "rule": rule_name, "steps": n, "rhythm": rhythm, "carry": carry_name}
-                    found.append(row | {"measured": len(measured(n)), "error": sum(errors) / len(errors)})
+                    found.append(row | {"measured": len(measured(n)), "error": sum(off) / len(off)})
             print(name, rule_name, n, flush=True)
     return found
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
+from pytorch_optimizer import Muon
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
@@ -23,19 +24,36 @@ BATCH = 32
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.7, 1.4  # large flat shapes are decided at high noise
 SMALLEST_SCALE = 0.1
 HELD_OUT_SEED = 2**31
+NOT_MATRICES = ("input_blocks.0.", "out.", "time_embed.", "label_emb.")  # of the network: its inputs and output
 
 
-def draw_training_batch(seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_training_batch(seed: tuple[int, ...], even: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures in -1 to 1, [batch, 3, 64, 64], and prompt tokens with attributes left out at random.
 
-    15 % of the prompts are empty, 30 % lose each attribute with probability one half.
+    15 % of the prompts are empty, 30 % lose each attribute with probability one half. `even` lets prompts that state a
+    shape state each as often: rare ones are learnt sooner, and what is right for a prompt stays what it is.
     """
-    pictures, attributes = world.draw_batch(BATCH, seed)
     rng = np.random.default_rng((*seed, 1))
     u = rng.random((BATCH, 1))
-    dropped = (u < 0.15) | ((u < 0.45) & (rng.random(attributes.shape) < 0.5))
+    dropped = (u < 0.15) | ((u < 0.45) & (rng.random((BATCH, len(world.ATTRIBUTES))) < 0.5))
+    shape = None
+    if even:
+        usual = world.sample_attributes(BATCH, rng).shape
+        shape = np.where(dropped[:, 0], usual, rng.integers(len(world.SHAPES), size=BATCH))
+    pictures, attributes = world.draw_batch(BATCH, seed, shape)
     tokens = models.encode_prompts(torch.from_numpy(np.where(dropped, -1, attributes)))
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1, tokens
+
+
+def spread_normal(n: int, generator: torch.Generator) -> torch.Tensor:
+    """A standard normal draw from each of n intervals of equal probability, in order, [n]."""
+    p = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    return torch.special.ndtri(p.clamp(max=1 - 2**-24))
+
+
+def expected_error(ratio: torch.Tensor) -> torch.Tensor:
+    """About what a trained network's error is where noise is `ratio` times as strong as the picture, [batch]."""
+    return ratio / (40 + 3 * ratio) + 0.01 / ratio
 
 
 def initialise(network: torch.nn.Module) -> None:
@@ -51,7 +69,11 @@ def initialise(network: torch.nn.Module) -> None:
 
 
 class Training(lightning.LightningModule):
-    """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped."""
+    """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped.
+
+    A step divides it by what is expected at that noise level (as EDM2 does, arXiv 2312.02696), so that high noise, where
+    most of the error is chance, does not drown the rest.
+    """
 
     def __init__(self, config: str, seed: int, steps: int, learning_rate: float):
         super().__init__()
@@ -62,10 +84,17 @@ class Training(lightning.LightningModule):
         self.sampling = base.model_sampling
         self.evaluate = self.model.forward  # or its compiled form
 
-    def loss(self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...]) -> torch.Tensor:
-        pictures, tokens = draw_training_batch(seed)
+    def errors(
+        self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...], even: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each picture, and how much stronger than the picture its noise is: [batch] each.
+
+        `even` draws shapes and noise levels more evenly, for training.
+        """
+        pictures, tokens = draw_training_batch(seed, even)
         generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(BATCH, generator=generator)).exp()
+        normal = (spread_normal if even else torch.randn)(BATCH, generator=generator)
+        ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * normal).exp()
         noise = torch.randn(pictures.shape, generator=generator)
         pictures, tokens, ratio, noise = (v.to(self.device) for v in (pictures, tokens, ratio, noise))
         sigma = models.sigma_at(self.sampling, ratio)
@@ -74,12 +103,15 @@ class Training(lightning.LightningModule):
         out = evaluate(scaled, self.sampling.timestep(sigma), context=tokens)
         error = self.sampling.calculate_denoised(sigma, out, x) - pictures
         scale = ratio * models.SIGMA_DATA / (ratio**2 + models.SIGMA_DATA**2).sqrt()
-        return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean()
+        return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean((1, 2, 3)), ratio
+
+    def loss(self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...]) -> torch.Tensor:
+        return self.errors(evaluate, seed)[0].mean()
 
     def training_step(self, batch, batch_index):
-        loss = self.loss(self.evaluate, (self.hparams.seed, self.global_step))
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        errors, ratio = self.errors(self.evaluate, (self.hparams.seed, self.global_step), even=True)
+        self.log("loss", errors.mean(), prog_bar=True)
+        return 0.05 * (errors / expected_error(ratio)).mean()
 
     def validation_step(self, batch, batch_index):
         self.log(
@@ -90,9 +122,22 @@ class Training(lightning.LightningModule):
         )
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.hparams.learning_rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams.learning_rate, total_steps=self.hparams.steps + 1, pct_start=0.05
+        """Muon for the matrices, AdamW for the rest; the rate is constant until the last 40 % of the steps, then falls to 0.
+
+        So a run can be made longer or shorter until then, by going on with another number of steps.
+        """
+        named = dict(self.model.named_parameters())
+        matrices = [name for name, p in named.items() if p.ndim > 1 and not name.startswith(NOT_MATRICES)]
+        common = {"lr": self.hparams.learning_rate, "weight_decay": 0.01}
+        optimizer = Muon(
+            [
+                {"params": [named.pop(name) for name in matrices], "use_muon": True, "use_adjusted_lr": True, **common},
+                {"params": list(named.values()), "use_muon": False, "betas": (0.9, 0.99), **common},
+            ]
+        )
+        steps = self.hparams.steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: max(0.0, min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps)))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -126,7 +171,7 @@ def draw_curve(work: Path, title: str) -> None:
     axes.plot(losses.held_out_loss.dropna(), "o-", color="#22406a", label="held-out loss, averaged weights")
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, wrap=True)
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8)
     figure.savefig(work / "curve.png", dpi=110)
@@ -164,10 +209,10 @@ def main() -> None:
         logger=CSVLogger(arguments.work, name="curve"),  # a part for each time it was started
         callbacks=[
             EMAWeightAveraging(decay=0.998),
-            ModelCheckpoint(arguments.work, "last", every_n_train_steps=250, enable_version_counter=False),
+            ModelCheckpoint(arguments.work, "last", every_n_train_steps=100, enable_version_counter=False),
             ModelCheckpoint(arguments.work, "{step}", every_n_train_steps=arguments.steps // 4, save_top_k=-1),
         ],
-        val_check_interval=min(500, arguments.steps),
+        val_check_interval=min(250, arguments.steps),
         limit_val_batches=8,
         num_sanity_val_steps=0,
         log_every_n_steps=25,

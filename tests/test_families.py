@@ -40,7 +40,7 @@ def families():
 def test_estimators_agree_with_differences_of_the_prediction(name, rows):
     measured = rows[name] = measure(FAMILIES[name])
 
-    assert measured.captured_warnings == []
+    assert measured.warnings == []
     assert measured.backward < 1e-3
     assert measured.backward_jacobian < 1e-3
     assert measured.difference < 0.1

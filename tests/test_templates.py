@@ -12,9 +12,9 @@ from pack.devtools.client import PromptError
 ROOT = Path(__file__).parents[1]
 TEMPLATES = sorted(ROOT.glob("workflows/*.json"))
 BLUEPRINTS = sorted(ROOT.glob("subgraphs/*.json"))
-LOADED = (".safetensors", ".ckpt", ".pth", ".gguf")
+LOADED = (".safetensors", ".ckpt", ".pth", ".pt", ".gguf")
 FEW = {"steps": 3, "batch_size": 1}  # whether it runs shows in a few
-LOADERS = "CheckpointLoaderSimple|UNETLoader|CLIPLoader|VAELoader"
+LOADERS = "CheckpointLoaderSimple|UNETLoader|CLIPLoader|VAELoader|REGDiTLoader|REGEDM2Loader"
 
 
 def read(path: Path) -> dict:
@@ -27,8 +27,13 @@ def graphs(saved: dict) -> list[dict]:
 
 
 def models(path: Path) -> list[dict]:
-    """What a template needs, as the browser is captured_warnings, which offers to download it: name, url and directory."""
+    """What a template needs, as the browser is told, which offers to download it: name, url and directory."""
     return [model for node in read(path)["nodes"] for model in node["properties"].get("models", [])]
+
+
+def converted(path: Path) -> list[dict]:
+    """What its user converts from another file, which the browser can not do: name, from (a URL) and directory."""
+    return [file for node in read(path)["nodes"] for file in node["properties"].get("converted", [])]
 
 
 WITH_MODELS = [path for path in TEMPLATES if models(path)]
@@ -53,6 +58,10 @@ def test_its_notes_say_what_to_do_and_what_to_download(path):
     assert len(notes) > 200
     for model in models(path):
         assert f"[{model['name']}]({model['url']}) in `models/{model['directory']}`" in notes
+    for file in converted(path):
+        source = file["from"].rsplit("/")[-1]
+        assert f"{file['name']} in `models/{file['directory']}`, from [{source}]({file['from']})" in notes
+        assert "python3 dev.py imagenet convert" in notes
     if not models(path):
         assert "nothing to download" in notes
 
@@ -60,7 +69,9 @@ def test_its_notes_say_what_to_do_and_what_to_download(path):
 @each(TEMPLATES)
 def test_the_browser_is_told_of_every_file_that_it_loads(path):
     values = [value for node in read(path)["nodes"] for value in node["widgets_values"] if isinstance(value, str)]
-    assert {value for value in values if value.endswith(LOADED)} == {model["name"] for model in models(path)}
+    assert {value for value in values if value.endswith(LOADED)} == {
+        file["name"] for file in [*models(path), *converted(path)]
+    }
 
 
 @each([*TEMPLATES, *BLUEPRINTS])

@@ -38,11 +38,11 @@ def through_comfyui(model, sampler, start):
     ("rule", "options"),
     [
         ("none", None),
-        ("elementwise", Options("elementwise", "backward")),
-        ("elementwise", Options("elementwise", "difference", step=0.001)),
-        ("jacobian", Options("jacobian", "backward")),
-        ("natural", Options("jacobian", "difference")),
-        ("ratio", Options("ratio", step=0.001)),
+        ("elementwise", Options("elementwise", "backward", refresh=1)),
+        ("elementwise", Options("elementwise", "difference", step=0.001, refresh=1)),
+        ("jacobian", Options("jacobian", "backward", refresh=1)),
+        ("natural", Options("jacobian", "difference", refresh=1)),
+        ("ratio", Options("ratio", step=0.001, refresh=1)),
     ],
 )
 def test_whole_chains_are_the_labs(sampler, rule, options):

@@ -1,5 +1,6 @@
 """Jv from the difference of two predictions: one more forward pass, no gradient; every kernel, quantised or compiled."""
 
+import comfy.model_management
 from torch import Tensor
 
 from ...reg import estimators
@@ -24,12 +25,18 @@ class Difference(Estimator):
             return None
         if not evaluator.can_batch_a_probe():
             return None
-        out, state.jt_ones = evaluator.with_probe(self.setting.relative_step)
+        try:
+            out, state.jt_ones = evaluator.with_probe(self.setting.relative_step)
+        except Exception as error:
+            if not comfy.model_management.is_oom(error):
+                raise
+            self.setting.learned.batches_probe = False  # there is no room for one more in the batch
+            return None
         return out
 
     def vjp(self, evaluator, state, v):
         probe = estimators.probe(evaluator.evaluated.x, v, self.setting.relative_step)
-        product = probe.product(evaluator.d_cond, evaluator.cond(probe.x))
+        product = probe.product(evaluator.base(), evaluator.cond(probe.x))
         if self.setting.needs is Needs.JT_ONES and self.setting.learned.batches_probe is None:
             self.setting.learned.batches_probe = self._can_batch(evaluator, product)
         return product
@@ -40,12 +47,13 @@ class Difference(Estimator):
             return alpha * self.vjp(evaluator, state, v)
         strength = self.setting.options.strength
         moved = evaluator.cond(evaluator.evaluated.x + alpha * strength * v)
-        return (moved - evaluator.d_cond) / strength
+        return (moved - evaluator.base()) / strength
 
     def products(self, evaluator, state, v):
         probe = estimators.probe(evaluator.evaluated.x, v, self.setting.relative_step)
-        cond, uncond = evaluator.both(probe.x)
-        return probe.product(evaluator.d_cond, cond), probe.product(state.d_uncond, uncond)
+        base = evaluator.base_of_both(state.d_uncond)
+        jc, ju = (probe.product(*pair) for pair in zip(base, evaluator.both(probe.x), strict=True))
+        return jc, ju
 
     def _can_batch(self, evaluator, alone: Tensor) -> bool:
         """May a probe be in the batch of the conds? Some models take no batch of three, or let its samples see each other."""
@@ -63,6 +71,4 @@ class Difference(Estimator):
 
 def is_interrupt(error: BaseException) -> bool:
     """Did the user stop the run?"""
-    import comfy.model_management
-
     return isinstance(error, comfy.model_management.InterruptProcessingException)

@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...lab import guides
 from .. import intervals, markdown
-from . import steps
+from . import anisotropy, steps
 from .candidates import CANDIDATES
 from .trials import SCHEDULES, WORLDS, Trial, cached
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "lab"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "lab"
+OTHERS = ("steps", "anisotropy", "figures")
 ENDS = ("floor", "exact", "none")
-BASIC = ("elementwise", "jacobian", "natural", "ratio")
+BASIC = tuple(name for name in guides.all_rules() if name != "none")
 FIELD_WORLDS = tuple(name for name in WORLDS if name.startswith("field"))
 MIXED_WORLDS = tuple(name for name in WORLDS if name.startswith("mixed"))
 
@@ -260,13 +262,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dev.py lab", description="Measure guidance rules in worlds whose answer is known."
     )
-    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, 'steps', 'figures'])}; all if none")
+    parser.add_argument("tables", nargs="*", help=f"which of {', '.join([*TABLES, *OTHERS])}; all if none")
     parser.add_argument("--quick", action="store_true", help="few worlds, seeds and samples")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where results are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where tables and figures go")
     options = parser.parse_args()
-    unknown = set(options.tables) - {*TABLES, "steps", "figures"}
+    unknown = set(options.tables) - {*TABLES, *OTHERS}
     if unknown:
         parser.error(f"no table is called {', '.join(sorted(unknown))}")
     return options
@@ -275,9 +277,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Make the tables and figures that were asked for."""
     options = parse()
-    for name in options.tables or [*TABLES, "steps", "figures"]:
+    for name in options.tables or [*TABLES, *OTHERS]:
         if name == "steps":
             steps_table(options)
+        elif name == "anisotropy":
+            title = "Gaussians that are not isotropic: one step against the exact guidance"
+            write(name, title, *anisotropy.text(), command(name, options), options.output)
         elif name == "figures":
             from .figures import write_all
 

@@ -151,13 +151,16 @@ class Gui:
         self.keys(Keys.DELETE)
         self.until(lambda: title not in [name for name, *_ in self.nodes()], f"{title} to be gone")
 
-    def add(self, words: str, title: str, empty: tuple[int, int], place: tuple[int, int]) -> None:
-        """Find a node with the search that a double click on an empty place opens, and drag it where it should be."""
+    def add(self, words: str, title: str, empty: tuple[int, int], place: tuple[int, int] | None = None) -> None:
+        """Find a node with the search that a double click on an empty place opens, and drag it where it should be, if
+        that is elsewhere."""
         self.until(lambda: self.search(empty), "the search").send_keys(words)
         hit = f"//*[@role='option'][.//*[normalize-space()='{title}']]"
         self.element(hit, f"{title} among what '{words}' finds").click()
         self.until(lambda: title in [name for name, *_ in self.nodes()], title)
         self.until(lambda: self.put_down(title, empty), f"{title} to be put down")
+        if place is None:
+            return
         self.drag(self.place(title), place)
         moved = lambda: max(abs(a - b) for a, b in zip(self.place(title), place, strict=True)) <= 3  # noqa: E731
         self.until(moved, f"{title} to be at {place} instead of {self.place(title)}")
@@ -235,4 +238,11 @@ SET = (
 """
 )
 LINE = NODE + "return node.widgets.find(widget => widget.name == '$$node-text-preview')?.value"
-PICTURES = NODE + "return (node?.imgs ?? []).filter(image => image.naturalWidth).map(image => image.src)"
+PICTURES = (  # of the classic renderer, and of Nodes 2.0
+    NODE
+    + """
+    const shown = node ? document.querySelectorAll(`[data-node-id="${node.id}"] img`) : []
+    const all = [...(node?.imgs ?? []), ...shown].filter(image => image.naturalWidth)
+    return [...new Set(all.map(image => image.src))]
+"""
+)

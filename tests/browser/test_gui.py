@@ -46,15 +46,15 @@ def demo(gui):
 def test_the_template_runs_and_shows_its_pictures(demo):
     demo.run()
     with_reg, with_cfg = (demo.until(lambda title=title: demo.pictures(title), title, 120) for title in ("REG", "CFG"))
-    assert len(with_reg) == len(with_cfg) == 4
+    assert len(with_reg) == len(with_cfg) == 1  # a sheet of them
     demo.screenshot("gui-demo")
 
 
 def test_a_node_is_found_by_search_and_wired_by_hand(demo):
     demo.delete("REG Model")
-    demo.add("rectified gradient", "REG Model", EMPTY, (460, 160))
-    demo.wire("REG Demo Model", "MODEL", "REG Model", "model")
-    demo.wire("REG Model", "MODEL", "Sample with REG", "model")
+    demo.add("REG Model", "CFG guidance (REG Model)", EMPTY, (420, 318))
+    demo.wire("REG Demo Model", "MODEL", "CFG guidance (REG Model)", "model")
+    demo.wire("CFG guidance (REG Model)", "MODEL", "Sample with REG", "model")
     demo.run()
     assert demo.until(lambda: demo.pictures("REG"), "the pictures", 120)
 
@@ -72,7 +72,7 @@ def test_the_report_is_shown_on_its_node(demo):
 def test_the_node_that_samples_tells_what_it_does(demo):
     demo.run()
     line = demo.until(lambda: demo.line("Sample with REG"), "the line", 120)
-    assert re.fullmatch(r"REG: ratio by difference, mean ρ \d\.\d\d", line)
+    assert re.fullmatch(r"REG: cfg 8\.0 → \d\.\d, REG \(paper\)", line)
     assert demo.line("Sample with CFG") is None
     demo.element(f"//*[contains(text(), '{line[:24]}')]", "the line on the screen")
     demo.screenshot("gui-line")
@@ -93,16 +93,16 @@ def test_the_help_page_opens(demo):
     demo.select("REG Model")
     demo.marked("info-button").click()
     panel = "//*[@data-testid='properties-panel']"
-    demo.element(f"{panel}//h1[normalize-space()='REG Model']", "the help page")
+    demo.element(f"{panel}//h1[normalize-space()='CFG guidance (REG Model)']", "the help page")
     demo.element(f"{panel}//h2[normalize-space()='When to use it']", "its own text, not one made of the schema")
     demo.screenshot("gui-help")
 
 
-def test_a_mistake_is_shown_on_its_node(demo):
+def test_a_mistake_is_shown_on_its_node_before_anything_loads(demo):
     demo.set("REG Model", start_percent=0.8, end_percent=0.2)
     demo.run()
-    assert "REG Model failed" in demo.marked("error-overlay").text
-    demo.marked("error-overlay-see-errors").click()
     why = "REG: start_percent (0.8) comes after end_percent (0.2): swap them."
-    demo.until(lambda: why in demo.marked("properties-panel").text, "the reason")
+    assert demo.marked("error-overlay").text.count(why) == 1
+    demo.marked("error-overlay-see-errors").click()
+    demo.until(lambda: "1 node — 1 error" in demo.marked("properties-panel").text, "one error")
     demo.screenshot("gui-error")

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 from pack.devtools import workflow
+from pack.devtools.server import Server
 from pack.tests.browser import gui as page
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,18 @@ OPENED = """
 
 
 @pytest.fixture(scope="module")
-def gui(server, tmp_path_factory):
+def server(comfyui_folder, tmp_path_factory):
+    """With the pack under its own name: from an odd one ComfyUI serves no script to its page."""
     if not page.browser_and_driver():
         pytest.skip(page.MISSING)
+    folder = tmp_path_factory.mktemp("comfyui")
+    (folder / "models").symlink_to(comfyui_folder / "models", target_is_directory=True)
+    with Server(folder, "ComfyUI-REG") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def gui(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     driver = page.start(folder / "profile")
     try:

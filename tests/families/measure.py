@@ -13,7 +13,7 @@ from pack.nodes.guidance import REGModel
 from pack.reg import per_sample
 
 from .family import Family
-from .sampling import alpha_of, euler, parts, predictions
+from .sampling import alpha_of, euler, free_part, parts, predictions
 
 CFG = 3.0
 ELEMENTS = 4  # of the gradient, compared one by one
@@ -33,7 +33,7 @@ class Measured:
     difference_jacobian: float  # error of α Jg
     ratio: tuple[float, float]  # the least and the largest factor of the guidance
     finite: bool  # is what a run of three steps gave?
-    captured_warnings: list[str]  # what REG had to tell
+    warnings: list[str]  # what REG had to tell
     changed: list[str]  # what was left behind in the model
 
 
@@ -62,7 +62,7 @@ def measure(family: Family) -> Measured:
         difference=guided.error_of_elementwise_difference(difference),
         difference_jacobian=guided.error_of_jacobian_difference(along),
         ratio=guided.factors(ratio),
-        captured_warnings=lines,
+        warnings=lines,
         finite=all(part.isfinite().all() for part in parts(run)),
         changed=changes(after, *before) + graphs(state(new)),
     )
@@ -79,8 +79,9 @@ class Guided:
     alpha: float
     d_cond: Tensor
     guidance: Tensor  # g = D_guided − D_c
+    free: Tensor | float  # m, 1 where the latent is free to change
     elements: Tensor  # where the guidance is largest, in the flattened latent
-    along: list[Tensor]  # at each step: J e_i of those elements, J1 and Jg, [elements + 2, batch, ...]
+    along: list[Tensor]  # at each step: J e_i of those elements, Jm and J(mg), [elements + 2, batch, ...]
 
     @classmethod
     def of(cls, family: Family, model) -> "Guided":
@@ -90,9 +91,10 @@ class Guided:
         guidance = guided - d_cond
         elements = guidance.abs().flatten().topk(ELEMENTS).indices
         axes = torch.zeros(ELEMENTS, x.numel()).scatter_(1, elements[:, None], 1.0).view(ELEMENTS, *x.shape)
-        directions = [*axes, torch.ones_like(x), guidance]
+        free = free_part(family, model)
+        directions = [*axes, free * torch.ones_like(x), free * guidance]
         along = zip(*[differences(family, model, x, v) for v in directions], strict=True)
-        return cls(x, alpha_of(model), d_cond, guidance, elements, [torch.stack(step) for step in along])
+        return cls(x, alpha_of(model), d_cond, guidance, free, elements, [torch.stack(step) for step in along])
 
     def rectified(self, family: Family, model, **options) -> Tensor:
         """R(g), as the node makes it: [batch, ...]."""
@@ -100,21 +102,21 @@ class Guided:
         return only(family, model, cfg=CFG) - self.d_cond
 
     def error_of_elementwise_gradient(self, rectified: Tensor) -> float:
-        """Of R(g) = α Jᵀ1 ⊙ g, at the elements."""
+        """Of R(g) = α Jᵀm ⊙ g, at the elements."""
         found = (rectified / self.guidance).flatten()[self.elements]
-        return self._error(found, lambda along: along[:-2].flatten(1).sum(1))
+        return self._error(found, lambda along: (along[:-2] * self.free).flatten(1).sum(1))
 
     def error_of_jacobian_gradient(self, rectified: Tensor) -> float:
-        """Of R(g) = α Jᵀg, at the elements."""
+        """Of R(g) = α Jᵀ(mg), at the elements."""
         found = rectified.flatten()[self.elements]
-        return self._error(found, lambda along: (along[:-2] * self.guidance).flatten(1).sum(1))
+        return self._error(found, lambda along: (along[:-2] * self.free * self.guidance).flatten(1).sum(1))
 
     def error_of_elementwise_difference(self, rectified: Tensor) -> float:
-        """Of R(g) = α J1 ⊙ g."""
+        """Of R(g) = α Jm ⊙ g."""
         return self._error(rectified, lambda along: along[-2] * self.guidance)
 
     def error_of_jacobian_difference(self, rectified: Tensor) -> float:
-        """Of R(g) = α Jg."""
+        """Of R(g) = α J(mg)."""
         return self._error(rectified, lambda along: along[-1])
 
     def factors(self, rectified: Tensor) -> tuple[float, float]:

@@ -50,6 +50,18 @@ def predictions(family: Family, model, latents: Callable, cfg: float) -> list[Te
     return out
 
 
+def free_part(family: Family, model) -> Tensor | float:
+    """1 where the latent is free to change, 0 where it is given, in the shape of x; 1 without a mask."""
+
+    def look(denoise, x, sigmas, extra_args=None, **_):
+        seen.append(extra_args["denoise_mask"])
+        return x
+
+    seen = []
+    sample(family, model, comfy.samplers.KSAMPLER(look), torch.tensor([sigma_of(model), 0.0]), cfg=1.0)
+    return 1.0 if seen[0] is None else seen[0].clone()
+
+
 def sigma_of(model) -> float:
     return float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
 

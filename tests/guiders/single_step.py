@@ -39,7 +39,7 @@ def copying():
 
 
 class At(comfy.samplers.Sampler):
-    """Not a sampler: it asks for the guided prediction at x, as often as captured_warnings. Chance is the same each time."""
+    """Not a sampler: it asks for the guided prediction at x, as often as told. Chance is the same each time."""
 
     def __init__(self, x, sigma, times=1):
         self.x, self.sigma, self.times = x, sigma, times
@@ -69,7 +69,7 @@ def alpha_of(model):
 
 
 def answer(guided, x, sigma=None, recorded=False):
-    """The guided prediction at x. Where autograd records if captured_warnings or x asks for it, else as in a prompt."""
+    """The guided prediction at x. Where autograd records if told or x asks for it, else as in a prompt."""
     return answers(guided, x, sigma, 1, recorded)[0]
 
 

@@ -310,7 +310,7 @@ def test_other_latents_of_families(name):
     assert measured.difference < 0.1
     assert measured.difference_jacobian < 0.1
     assert all(0 <= factor <= 1 for factor in measured.ratio)
-    assert measured.finite and not measured.captured_warnings and not measured.changed
+    assert measured.finite and not measured.warnings and not measured.changed
 
 
 def test_causal_video_has_no_guidance_to_rectify(caplog):

@@ -19,7 +19,8 @@ from pack.guiders.options import Options
 from pack.tests.guiders import by_hand, tiny
 
 CFG, STEPS = 3.0, 4
-BACKWARD, DIFFERENCE = Options("elementwise", "backward"), Options("jacobian", "difference", step=by_hand.STEP)
+BACKWARD = Options("elementwise", "backward", refresh=1)
+DIFFERENCE = Options("jacobian", "difference", refresh=1, step=by_hand.STEP)
 CFG_PP = [name for name in SAMPLER_NAMES if name.endswith("cfg_pp")]
 TWICE = ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "exp_heun_2_x0", "seeds_2", "dpmpp_2s_ancestral_cfg_pp"]
 
@@ -56,6 +57,11 @@ def test_samples_as_with_the_formula_by_differences(model, sampler):
     check(model, sampler, DIFFERENCE)
 
 
+@pytest.mark.parametrize("sampler", TWICE)
+def test_a_measurement_stands_for_the_evaluations_of_a_step(model, sampler):
+    check(model, sampler, replace(BACKWARD, refresh=2))
+
+
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "euler_cfg_pp", "heun", "dpmpp_2m_sde", "lcm"])
 def test_flow_models_too(sampler):
     check(tiny.as_model(tiny.Network(), "FLOW"), sampler, BACKWARD)
@@ -73,8 +79,8 @@ def test_a_sampler_that_changes_the_size(model, options):
     node = nodes_advanced_samplers.SamplerLCMUpscale.execute(2.0, STEPS, "bilinear").args[0]
     check(model, "lcm", options, wrap=lambda _: node)
     each, kept = (
-        sampled(tiny.guider(on_model(model, replace(options, every=every)), CFG), "lcm", wrap=lambda _: node)[0]
-        for every in (1, 10)
+        sampled(tiny.guider(on_model(model, replace(options, refresh=refresh)), CFG), "lcm", wrap=lambda _: node)[0]
+        for refresh in (1, 10)
     )
     assert torch.equal(each, kept)
 
@@ -93,15 +99,21 @@ def test_strength_0_is_the_plain_run_bit_for_bit(model, sampler):
 
 
 @pytest.mark.parametrize("sampler", TWICE)
-def test_both_evaluations_of_a_step_are_rectified(model, sampler):
-    """One conditional evaluation more for each, and none left out."""
-    hand = by_hand.Guider(model, CFG, DIFFERENCE)
+@pytest.mark.parametrize("refresh", [1, 2, 0])
+def test_both_evaluations_of_a_step_are_rectified(model, sampler, refresh):
+    """With refresh = 1 both are measured, else one of a step that is due. A measurement costs one conditional evaluation;
+    the run's first one more, to see whether ours agree."""
+    options = replace(DIFFERENCE, refresh=refresh)
+    hand = by_hand.Guider(model, CFG, options)
     sampled(hand, sampler)
     assert hand.evaluations > STEPS
+    assert (
+        hand.measurements == {1: hand.evaluations, 2: STEPS / 2, 0: 3}[refresh]
+    )  # of four steps 0 and 2; or 0, 1 and 2
     network = model.model.diffusion_model
     before = network.evaluated
-    sampled(tiny.guider(on_model(model, DIFFERENCE), CFG), sampler)
-    assert network.evaluated - before == 3 * hand.evaluations * len(tiny.latent())
+    sampled(tiny.guider(on_model(model, options), CFG), sampler)
+    assert network.evaluated - before == (2 * hand.evaluations + hand.measurements + 1) * len(tiny.latent())
 
 
 @pytest.mark.parametrize("sampler", CFG_PP)

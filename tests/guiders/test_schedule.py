@@ -31,7 +31,7 @@ INTERVAL = GuidanceSchedule("interval", 6.0, start_percent=0.2, end_percent=0.6)
 CONSTANT = GuidanceSchedule("constant", 6.0)
 
 PLAIN = Options(strength=0.0)
-REG = Options("elementwise", "backward")
+REG = Options("elementwise", "backward", refresh=1)
 
 
 def dit_linear(t):
@@ -134,7 +134,7 @@ def test_counted_in_sigma_it_is_the_authors_for_edm2(schedule, w_of):
 def test_every_way_in_follows_it(model, schedule, options):
     scheduled = dataclasses.replace(options, schedule=schedule)
     by_model = tiny.sample(tiny.guider(on_model(model, scheduled)))
-    node = REGGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, 4.0, **vars(scheduled))
+    node = REGGuider.execute(model, tiny.POSITIVE, tiny.NEGATIVE, 4.0, **tiny.node_inputs(scheduled))
     by_sampler = tiny.sample(tiny.guider(model), wrap=lambda s: RectifiedSampler(s, scheduled))
     torch.testing.assert_close(tiny.sample(node.args[0]), by_model)
     torch.testing.assert_close(by_sampler, by_model)

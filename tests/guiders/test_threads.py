@@ -12,7 +12,7 @@ import torch
 from pack.guiders.autograd.calls import GraphOptions, evaluate_with_graph
 from pack.tests.families import FAMILIES
 from pack.tests.guiders import precisions
-from pack.tests.guiders.test_checkpointing import denoiser_of
+from pack.tests.guiders.autograd.test_checkpointing import denoiser_of
 
 TIMES = 6
 

@@ -13,9 +13,8 @@ import comfy.model_management
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 
 from pack.guiders.attach import on_model
-from pack.guiders.options import Options
 from pack.tests.families.measure import captured_warnings
-from pack.tests.guiders import tiny
+from pack.tests.guiders import by_hand, tiny
 
 DEVICES = [torch.device("cpu"), torch.device("cpu", 0)]
 
@@ -42,10 +41,8 @@ def split(monkeypatch):
     return MultiGPUCFGSplitNode.execute(model, max_gpus=2).args[0]
 
 
-@pytest.mark.parametrize("rectification", ["elementwise", "jacobian", "ratio"])
-@pytest.mark.parametrize("estimator", ["backward", "difference"])
-def test_work_units(split, rectification, estimator):
-    options = Options(rectification, estimator, refresh=2)
+@pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
+def test_work_units(split, options):
     expected = tiny.sample(tiny.guider(on_model(tiny.as_model(tiny.Network()), options)))
     with captured_warnings() as lines:
         found = tiny.sample(tiny.guider(on_model(split, options)))

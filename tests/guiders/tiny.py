@@ -7,6 +7,8 @@ import comfy.samplers
 import comfy.supported_models_base
 import torch
 
+from pack.reg.profile import Profile
+
 CHANNELS = 3
 CPU = torch.device("cpu")
 
@@ -64,6 +66,24 @@ def guider(model, cfg=4.0):
     out.set_conds(POSITIVE, NEGATIVE)
     out.set_cfg(cfg)
     return out
+
+
+def node_inputs(options):
+    """The inputs of a node that ask for these options."""
+    inputs = dict(vars(options))
+    return {"every": inputs.pop("refresh"), **inputs}
+
+
+def profile(**about):
+    """Curves over three noise levels of a model like these; `about` says of another model that they are its own."""
+    return Profile(
+        sigmas=torch.tensor([0.1, 1.0, 10.0]),
+        factor=torch.tensor([[1.0, 0.9, 0.8], [0.6, 0.5, 0.4], [0.1, 0.1, 0.1]]),
+        gain=torch.tensor([1.0, 0.6, 0.1]),
+        rho=torch.tensor([0.9, 0.5, 0.3]),
+        effect=torch.tensor([0.5, 0.3, 0.0]),
+        about={"prediction": "EPS", "channels": "3"} | about,
+    )
 
 
 class Once(comfy.samplers.Sampler):

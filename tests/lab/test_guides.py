@@ -128,6 +128,10 @@ def test_every_second_step_holds_what_the_first_measured(name):
     step = guides.Step(pair, x, 1.0, 3.0, pair.cond.denoise(x, 1.0), pair.uncond.denoise(x, 1.0), first)
     rectified = rule.measure(step)[0]
     factor = rectified / first if name == "elementwise" else rectification.gain(first, rectified)
+    if name == "ratio":  # logit ρ rises by as much as log σ falls
+        odds = step.rho() / (1 - step.rho()) * (1.0 / 0.9)
+        rho = torch.where(step.rho() < 1, odds / (1 + odds), 1.0)
+        factor = rho / (1 + 3 * (1 - rho))
     torch.testing.assert_close(guide(x, 0.9), d_cond + factor * g)
     fresh = guides.Guide(pair, schedules.constant(3.0), rule)(x, 0.8)
     torch.testing.assert_close(guide(x, 0.8), fresh)

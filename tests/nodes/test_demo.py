@@ -4,6 +4,10 @@ import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
+import numpy as np
+import torch
+
+from pack.demo import world
 from pack.nodes import demo
 
 
@@ -37,6 +41,20 @@ def test_a_missing_version_is_said_to_be_in_the_repository(installed, version):
     with pytest.raises(ValueError) as error:
         demo.REGDemoModel.execute(version)
     assert str(error.value) == sentence
+
+
+def test_the_right_answer_has_the_worlds_shares():
+    """Against the table of the world, by Bayes' rule: P(colour | star, light) ∝ P(colour | star) P(light | colour)."""
+    star, light = world.SHAPES.index("star"), world.BACKGROUNDS.index("light")
+    joint = world.P_COLOUR_GIVEN_SHAPE[star] * world.P_BACKGROUND_GIVEN_COLOUR[:, light]
+    pictures, shown = world.draws(4000, 0, shape="star", background="light")
+    assert pictures.shape == (4000, world.SIZE, world.SIZE, 3)
+    assert set(shown.shape) == {star} and set(shown.background) == {light}
+    assert np.bincount(shown.colour, minlength=5) / 4000 == pytest.approx(joint / joint.sum(), abs=0.025)
+    few = demo.REGDemoPrompt.execute(shape="star", background="light").args[1]
+    assert torch.equal(
+        few, torch.from_numpy(world.draws(16, demo.RIGHT_SEED, shape="star", background="light")[0]) / 255
+    )
 
 
 @pytest.mark.parametrize("version", ["no such", "", 3, None, [1]])

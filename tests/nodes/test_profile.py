@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
+import dataclasses
+
 import folder_paths
 import torch
 
@@ -61,6 +63,17 @@ def test_nothing_is_loaded_from_elsewhere(models, up):
         nodes.REGLoadProfile.execute(f"{up}secret.safetensors")
     with pytest.raises(FileNotFoundError):
         nodes.REGLoadProfile.execute(str(models / "secret.safetensors"))
+
+
+def test_another_profile_of_the_name_is_kept_unless_it_may_go(models):
+    other = dataclasses.replace(PROFILE, rho=CURVE / 2)
+    nodes.REGSaveProfile.execute(PROFILE, "mine")
+    nodes.REGSaveProfile.execute(PROFILE, "mine")  # the same again: a workflow that runs twice
+    with pytest.raises(ValueError, match=r"REG: models/reg_profiles/mine.safetensors exists and holds another profile"):
+        nodes.REGSaveProfile.execute(other, "mine")
+    assert torch.equal(nodes.REGLoadProfile.execute("mine.safetensors").args[0].rho, CURVE)
+    nodes.REGSaveProfile.execute(other, "mine", overwrite=True)
+    assert torch.equal(nodes.REGLoadProfile.execute("mine.safetensors").args[0].rho, CURVE / 2)
 
 
 def test_what_is_saved_can_be_loaded(models):

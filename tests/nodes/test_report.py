@@ -4,20 +4,26 @@ import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
+import asyncio
 import dataclasses
 import re
 from types import SimpleNamespace
 
 import torch
+from comfy import latent_formats
 from comfy_api.latest import io
 from comfy_extras import nodes_custom_sampler, nodes_preview_any
-from execution import CacheType, PromptExecutor
+from execution import CacheType, PromptExecutor, validate_prompt
 
 import nodes
-from pack.guiders.report import record, status
-from pack.nodes import draw
+from pack.guiders.options import Options
+from pack.guiders.report import live, record
+from pack.nodes import draw, picture
 from pack.nodes.guidance import REGModel, REGSampler
-from pack.nodes.report import REGReport
+from pack.nodes.profile import REGLoadProfile
+from pack.nodes.report import WITHOUT_REG, REGReport
+from pack.nodes.schedule import REGSchedule
+from pack.reg.rectification import named
 from pack.tests.guiders import tiny
 
 STEPS = 3
@@ -61,7 +67,7 @@ class Server:
 class Executor:
     def __init__(self, monkeypatch):
         self.server = Server()
-        monkeypatch.setattr(status, "_server", lambda: self.server)
+        monkeypatch.setattr(live, "_server", lambda: self.server)
         self.executor = PromptExecutor(self.server, CacheType.CLASSIC, {"ram": 0, "ram_inactive": 0, "lru": 0})
         self.count = 0
 
@@ -84,7 +90,7 @@ class Executor:
 @pytest.fixture
 def executor(monkeypatch, tmp_path):
     monkeypatch.setattr("folder_paths.temp_directory", str(tmp_path))
-    ours = (TinyModel, TinyLatent, REGModel, REGSampler, REGReport)
+    ours = (TinyModel, TinyLatent, REGModel, REGSampler, REGReport, REGLoadProfile)
     theirs = (nodes_custom_sampler.SamplerCustom, nodes_custom_sampler.KSamplerSelect)
     theirs += (nodes_custom_sampler.BasicScheduler, nodes_custom_sampler.SamplerCustomAdvanced)
     theirs += (nodes_custom_sampler.CFGGuider, nodes_custom_sampler.RandomNoise)
@@ -125,8 +131,8 @@ def text(outputs, node="report"):
 
 def test_a_report_shows_its_run(executor):
     shown = executor.run(graph())
-    assert text(shown).startswith("REG: elementwise by backward")
-    assert f"{STEPS} cond, {STEPS} uncond, 0 extra, {STEPS} reverse" in text(shown)
+    assert re.match(r"REG: cfg 4\.0 → \d\.\d, REG \(paper\) by backward\n", text(shown))
+    assert re.search(rf"passes: {STEPS} cond, {STEPS} uncond, \d extra, {STEPS} reverse; \d+\.\d s", text(shown))
     (picture,) = shown["report"]["images"]
     assert (picture["type"], picture["subfolder"]) == ("temp", "")
 
@@ -147,7 +153,7 @@ def test_connecting_a_report_to_a_graph_that_has_run_samples_anew(executor):
     del without["report"]
     executor.run(without, "save")
     assert not record._records
-    assert "elementwise" in text(executor.run(graph()))
+    assert "REG (paper)" in text(executor.run(graph()))
 
 
 def test_several_samplers_and_reports(executor):
@@ -160,7 +166,7 @@ def test_several_samplers_and_reports(executor):
         "report",
         "report2",
     )
-    assert "elementwise" in text(shown)
+    assert "REG (paper)" in text(shown)
     assert "ratio" in text(shown, "report2")
 
 
@@ -186,16 +192,77 @@ def test_custom_sampling(executor, slot):
         "sampler": ("SamplerCustomAdvanced", {**advanced, "latent_image": ["empty", 0]}),
         "report": report(slot=slot),
     }
-    assert "elementwise" in text(executor.run(prompt))
+    assert "REG (paper)" in text(executor.run(prompt))
 
 
-def test_without_reg_it_is_refused_before_anything_is_sampled(executor, monkeypatch):
-    monkeypatch.setattr(nodes, "common_ksampler", lambda *args, **kwargs: pytest.fail("it sampled"))
-    for model in ("tiny", "reg"):
-        executor.run(graph(reg=("REGModel", {"model": ["tiny", 0], **REG, "strength": 0.0}), sampler=ksampler(model)))
-        node, message = executor.error
-        assert node == "report"
-        assert message.startswith("REG: there is nothing to report on")
+@pytest.mark.parametrize("model", ["tiny", "reg"], ids=["without a REG node", "at strength 0"])
+def test_without_reg_the_latent_passes_with_a_sentence(executor, model):
+    """So does one behind a bypassed node, which the browser leaves out of the prompt."""
+    prompt = graph(reg=("REGModel", {"model": ["tiny", 0], **REG, "strength": 0.0}), sampler=ksampler(model))
+    shown = executor.run(
+        {**prompt, "sampler2": ksampler("tiny", "report"), "report2": report("sampler2")}, "report", "report2"
+    )
+    assert executor.executor.success
+    assert text(shown) == text(shown, "report2") == WITHOUT_REG
+    assert shown["report"]["images"]
+
+
+@pytest.mark.parametrize("rule", ["elementwise", "REG (paper)", "jacobian", "whole Jacobian", "ratio"])
+def test_saved_workflows_may_name_a_rule_as_they_did(executor, rule):
+    reg = ("REGModel", {"model": ["tiny", 0], "rectification": rule, "every": 4})
+    assert named(rule).label in text(executor.run(graph(reg=reg)))
+
+
+def test_what_has_a_default_may_be_left_out(executor):
+    prompt = graph(reg=("REGModel", {"model": ["tiny", 0]}), report=("REGReport", {"latent": ["sampler", 0]}))
+    assert validated(prompt)[0]
+    assert "strength 1, percent 0 to 1, measured with doubling gaps" in text(executor.run(prompt))
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "interval"])
+def test_a_schedule_needs_only_its_shape(executor, monkeypatch, shape):
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "REGSchedule", REGSchedule)
+    prompt = {"schedule": ("REGSchedule", {"shape": shape})}
+    assert validated(prompt)[0]
+    shown = executor.run(prompt, "schedule")
+    assert executor.executor.success, executor.error
+    assert shown["schedule"]["images"]
+
+
+MISTAKES = {
+    "percents": (
+        {"start_percent": 0.8, "end_percent": 0.2},
+        "start_percent (0.8) comes after end_percent (0.2): swap them.",
+    ),
+    "no profile": ({"estimator": "profile"}, "estimator = profile needs a profile: connect REG Load Profile"),
+    "skip": (
+        {"skip_below": 0.1},
+        "skip_below needs a profile: connect REG Load Profile or REG Calibrate, or set it to 0.",
+    ),
+    "rule": ({"rectification": "reg"}, "rectification must be one of REG (paper), whole Jacobian, ratio, not reg."),
+    "strength": ({"strength": 5}, "strength must be between 0 and 4, not 5"),
+    "wrong wire": ({"model": ["tiny", 1]}, "model takes MODEL, and CONDITIONING is connected to it"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_before_anything_loads(executor, inputs, sentence):
+    sound, _, _, errors = validated(graph(reg=("REGModel", {"model": ["tiny", 0], **inputs})))
+    assert not sound
+    (error,) = errors["reg"]["errors"]
+    assert error["details"].startswith(f"REG: {sentence}")
+
+
+def test_a_connected_profile_is_enough(executor):
+    """It is not made yet when a prompt is looked at."""
+    reg = ("REGModel", {"model": ["tiny", 0], "estimator": "profile", "skip_below": 0.1, "profile": ["load", 0]})
+    assert validated(graph(reg=reg, load=("REGLoadProfile", {"name": "reg-demo.safetensors"})))[0]
+
+
+def validated(prompt):
+    """What the server says of a prompt before it runs: (sound, error, outputs, errors by node)."""
+    prompt = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in prompt.items()}
+    return asyncio.run(validate_prompt("prompt", prompt, None))
 
 
 def test_a_latent_that_no_rectified_run_made_gets_a_sentence_in_place_of_a_report(executor):
@@ -204,60 +271,102 @@ def test_a_latent_that_no_rectified_run_made_gets_a_sentence_in_place_of_a_repor
     assert shown["report"]["images"]
 
 
-def test_a_live_line_on_the_sampling_node(executor, monkeypatch):
-    monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
-    executor.run(graph())
-    assert len(executor.server.lines) == STEPS - 1
+LINE = re.compile(r"REG: (cfg \d+\.\d → -?\d+\.\d), (.+?)( · .*)?")
+
+
+@pytest.mark.parametrize("rule", ["elementwise", "jacobian", "ratio"])
+def test_the_line_on_the_sampler_ends_on_what_the_report_says(executor, monkeypatch, rule):
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0)
+    shown = executor.run(graph(reg=("REGModel", {"model": ["tiny", 0], "rectification": rule})))
+    assert len(executor.server.lines) == STEPS  # one after each step but the last, and the mean at the end
     node, line, client = executor.server.lines[-1]
     assert (node, client) == ("sampler", "browser")
-    assert line.startswith("REG: elementwise by backward, mean f ")
+    cfg, label, warnings = LINE.fullmatch(line).groups()
+    assert (label, warnings) == (named(rule).label, None)
+    assert text(shown).startswith(f"REG: {cfg}, {label} by ")
+    table = re.findall(r"(\d+\.\d\d) → +(\d+\.\d\d)", text(shown))
+    means = [sum(map(float, column)) / STEPS for column in zip(*table, strict=True)]
+    assert means == pytest.approx([float(number) for number in re.findall(r"\d+\.\d", cfg)], abs=0.06)
+
+
+def test_the_line_comes_without_a_report_too(executor):
+    prompt = graph(save=("PreviewAny", {"source": ["sampler", 0]}))
+    del prompt["report"]
+    executor.run(prompt, "save")
+    (_, line, _) = executor.server.lines[-1]
+    assert LINE.fullmatch(line)
 
 
 def test_the_live_line_is_rare_and_not_without_a_server(executor):
     executor.run(graph(sampler=ksampler("reg", steps=20)))
     assert len(executor.server.lines) < 10
-    assert not status.LiveLine("f").on
+    assert not live.LiveLine("REG (paper)").on
 
 
-def test_the_live_line_says_why_the_estimator_is_another(executor, monkeypatch):
-    def without_gradient(self, v):
-        raise RuntimeError("derivative for fused::op is not implemented")
+def without_gradient(self, v):
+    raise RuntimeError("derivative for fused::op is not implemented")
 
-    monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
-    monkeypatch.setattr("pack.reg.estimators.Evaluation.pull_back", without_gradient)
-    executor.run(graph())
-    _, line, _ = executor.server.lines[-1]
-    assert re.fullmatch(r"REG: elementwise by difference, mean f -?\d\.\d\d \(no gradient: .*fused::op.*\)", line)
+
+def test_a_warning_stays_on_the_line_until_the_next_run(executor, monkeypatch):
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0)
+    with monkeypatch.context() as broken:
+        broken.setattr("pack.reg.estimators.Evaluation.pull_back", without_gradient)
+        executor.run(graph())
+    lines = [line for _, line, _ in executor.server.lines]
+    first = next(i for i, line in enumerate(lines) if "fused::op" in line)
+    assert all("no gradient" in line and "fused::op" in line for line in lines[first:])
+    assert LINE.fullmatch(lines[-1])[3]
+    executor.run(graph(sampler=ksampler("reg", seed=2)))
+    assert LINE.fullmatch(executor.server.lines[-1][1])[3] is None
 
 
 def test_nobody_else_sees_the_live_line(executor, monkeypatch):
     """ComfyUI sends a text without a client's name to every browser, where a node of the same id would show it."""
-    monkeypatch.setattr(status, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0)
     executor.run(graph(), client=None)
     assert not executor.server.lines
 
 
+RUNS = ((0, "ratio"), (1, "elementwise"), (20, "jacobian"))
 CASES = {
-    **{f"{theme}, {steps} steps": (theme, steps, (8, 8)) for theme in draw.THEMES for steps in (0, 1, 20)},
-    "wide": ("dark", 2, (4, 64)),
-    "sound": ("dark", 2, (1, 64)),
-    "one pixel": ("dark", 2, (1, 1)),
+    **{f"{theme}, {steps} steps": (theme, steps, (8, 8), rule) for theme in draw.THEMES for steps, rule in RUNS},
+    "wide": ("dark", 2, (4, 64), "elementwise"),
+    "sound": ("dark", 2, (1, 64), "ratio"),
+    "one pixel": ("dark", 2, (1, 1), "elementwise"),
 }
 
 
-@pytest.mark.parametrize(("theme", "steps", "shape"), CASES.values(), ids=CASES)
-def test_every_record_can_be_drawn(theme, steps, shape):
-    image = draw.record(example(steps, shape), theme)
+@pytest.mark.parametrize(("theme", "steps", "shape", "rule"), CASES.values(), ids=CASES)
+def test_every_record_can_be_drawn(theme, steps, shape, rule):
+    image = picture.record(example(steps, shape, rule), theme)
     assert image.shape == (1, draw.HEIGHT, draw.WIDTH, 3)
     assert 0 <= image.min() < image.max() <= 1
     paper = image[0, -1, -1].mean()
     assert paper > 0.9 if theme == "light" else paper < 0.2
 
 
-def example(steps, shape):
+def example(steps, shape, rule):
     curve = torch.linspace(0, 1, steps)
     guider = SimpleNamespace(conds={})
-    made = record.Recorder(record.Options(), guider, on=True)._record()
+    made = record.Recorder(Options(rule), guider, on=True)._record()
     curves = dict.fromkeys(("kept", "spread", "plain_cfg", "cfg", "correction", "seconds"), curve)
     maps = [(1.0, torch.rand(shape))] * min(steps, record.MAPS_KEPT)
-    return dataclasses.replace(made, sigma=14 - 13 * curve, maps=maps, fallback="a long reason " * 30, **curves)
+    preview = torch.zeros(*shape, 3, dtype=torch.uint8)
+    previews = [(1.0, preview, preview)] * min(steps, record.PREVIEWS_KEPT) if min(shape) > 1 else []
+    return dataclasses.replace(
+        made, sigma=14 - 13 * curve, maps=maps, previews=previews, fallback="a long reason " * 30, **curves
+    )
+
+
+def test_previews_are_the_predictions_without_and_with_reg(executor):
+    """Of the first sample, by the factors by which ComfyUI previews its latents."""
+    d_cond, g, r = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    step = SimpleNamespace(d_cond=d_cond, guidance=g, strength=0.5)
+    before, after = record._first_frames(step, r)
+    torch.testing.assert_close(before, (d_cond + g)[:1])
+    torch.testing.assert_close(after, (d_cond + g / 2 + r / 2)[:1])
+    shown = record.previewer(latent_formats.SD15(), before)(before)
+    rgb = torch.einsum("chw,cr->hwr", before[0], torch.tensor(latent_formats.SD15().latent_rgb_factors))
+    expected = ((rgb + 1) / 2).clamp(0, 1) * 255
+    torch.testing.assert_close(shown.float(), expected, atol=1.0, rtol=0)
+    assert record.previewer(latent_formats.LatentFormat(), before) is None

@@ -13,6 +13,8 @@ from PIL import Image
 
 from pack.nodes.toy import EXPERIMENTS, REGToy, REGToyModel, REGToyPlot
 
+RULE = {"rectification": "REG (paper)"}
+
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
@@ -21,7 +23,7 @@ def temporary(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_draws_an_image_that_depends_on_cfg(experiment):
-    low, high = (REGToy.execute(experiment, "jacobian", cfg, 0.7, 22).args[0] for cfg in (2.0, 6.0))
+    low, high = (REGToy.execute(experiment, "whole Jacobian", cfg, 0.7, 22).args[0] for cfg in (2.0, 6.0))
     assert low.ndim == 4 and low.shape[-1] == 3
     assert ((low >= 0) & (low <= 1)).all()
     assert low.std() > 0.02
@@ -46,6 +48,15 @@ def test_points_sampled_by_comfyui_are_drawn():
     samples = guider.sample(torch.randn_like(empty), empty, comfy.samplers.sampler_object("euler"), sigmas)
     image = REGToyPlot.execute({"samples": samples}, 4.0, 22).args[0]
     assert image.shape[-1] == 3 and image.std() > 0.02
+
+
+def test_it_opens_on_the_rule_of_the_other_nodes_and_what_is_left_out_has_its_default():
+    assert REGToy.define_schema().inputs[1].default == "REG (paper)"
+    shown, named, saved = (REGToy.execute(**inputs).args[0] for inputs in ({}, RULE, {"rectification": "elementwise"}))
+    assert torch.equal(shown, named) and torch.equal(shown, saved)
+    assert REGToy.validate_inputs("elementwise") and REGToy.validate_inputs()
+    with pytest.raises(ValueError, match="REG: rectification must be one of"):
+        REGToy.validate_inputs("no such")
 
 
 def test_other_latents_are_refused():

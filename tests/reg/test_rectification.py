@@ -1,9 +1,13 @@
 """Identities of the rectifications, and the ratio against Gaussians, where it is exact."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pack.reg import per_sample, rectification
+from pack.reg.profile import Profile
+from pack.reg.rectification import RECTIFICATIONS
 
 SHAPES = [(2, 5), (2, 3, 4), (2, 3, 4, 4), (2, 1, 2, 3, 3)]
 every_rank = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -108,3 +112,18 @@ def test_a_batch_of_two_is_two_singles_bit_for_bit(shape):
         ]
         for whole, part in zip(together, alone, strict=True):
             assert torch.equal(whole[i : i + 1], part)
+
+
+@pytest.mark.parametrize("w", [0.0, 3.0, 7.0])
+def test_a_profile_averages_the_ratios_factor(w):
+    """Samples whose ρ is .2 and .8, half of each: the mean of f = ρ / (1 + w (1 − ρ)), not f of their mean .5."""
+    one = torch.ones(2)
+    profile = Profile(torch.tensor([0.1, 10.0]), one[:, None], one, 0.5 * one, one, spread=0.3 * one)
+    delta = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros_like(delta)
+    step = SimpleNamespace(
+        x=zero, sigma=torch.ones(3), guidance=w * delta, d_cond=delta, d_uncond=zero, mask=None, alpha=1.0
+    )
+    rule = RECTIFICATIONS["ratio"]
+    expected = (0.2 / (1 + w * 0.8) + 0.8 / (1 + w * 0.2)) / 2
+    torch.testing.assert_close(rule.reuse(rule.from_profile(profile, step), step), expected * w * delta)

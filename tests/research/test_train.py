@@ -4,9 +4,11 @@ import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
+import numpy as np
 import torch
+from scipy import stats
 
-from pack.demo import models
+from pack.demo import models, world
 from pack.research import train
 
 
@@ -31,3 +33,45 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
 
     monkeypatch.setattr(sampling, "noise_scaling", remember)
     assert training.loss(perfect, (1, 0)) < 1e-5
+
+
+def test_even_prompts_change_no_conditional_distribution(monkeypatch):
+    """A prompt states each shape as often; what it leaves open is distributed as the world says."""
+    monkeypatch.setattr(train, "BATCH", 40_000)
+    seen = {}
+    monkeypatch.setattr(world, "draw_picture", lambda attributes, i: np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(models, "encode_prompts", lambda index: seen.setdefault("index", index))
+    monkeypatch.setattr(world, "draw_batch", remember(seen, world.draw_batch))
+    train.draw_training_batch((1, 0), even=True)
+    stated, shape, colour = seen["index"][:, 0].numpy() >= 0, *seen["attributes"][:, :2].T
+    assert share(shape[stated], 4) == pytest.approx(np.full(4, 0.25), abs=0.02)
+    assert share(shape[~stated], 4) == pytest.approx(world.P_SHAPE, abs=0.02)
+    stars = colour[stated & (shape == 3)]
+    assert share(stars, 5) == pytest.approx(world.P_COLOUR_GIVEN_SHAPE[3], abs=0.03)
+
+
+def share(values, n):
+    return np.bincount(values, minlength=n) / len(values)
+
+
+def remember(seen, draw):
+    def drawn(*arguments):
+        pictures, seen["attributes"] = draw(*arguments)
+        return pictures, seen["attributes"]
+
+    return drawn
+
+
+def test_noise_levels_are_spread_evenly_and_stay_normal():
+    drawn = [train.spread_normal(32, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert all((stats.norm.cdf(one) * 32).astype(int).tolist() == list(range(32)) for one in drawn)
+    assert stats.kstest(torch.cat(drawn), "norm").pvalue > 0.01
+
+
+def test_the_learning_rate_is_constant_and_then_falls_to_zero():
+    training = train.Training("demo", seed=1, steps=1000, learning_rate=0.5)
+    made = training.configure_optimizers()
+    rate = made["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert [rate(step) for step in (49, 99, 600, 800, 1000)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    chosen = [p for group in made["optimizer"].param_groups for p in group["params"]]
+    assert len({id(p) for p in chosen}) == len(chosen) == len(list(training.model.parameters()))
