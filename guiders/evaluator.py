@@ -17,7 +17,7 @@ from torch import Tensor
 from ..reg import estimators
 from .autograd import attention
 from .autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph
-from .patches import OURS, WRAPPER, blocks_run, hooks_of, unwrapped, without_work_units, wraps_network
+from .patches import OURS, blocks_run, hooks_of, unwrapped, without_work_units, wraps_network
 from .rng import RNGState
 from .state import Evaluated, Learned, Way
 
@@ -119,7 +119,7 @@ class Evaluator:
         """Is the latent of one cond ours to move? ControlNets and wrappers would see the one not moved, and patches that
         mix the batch would take the moved one for the guided one."""
         controlled = any("control" in cond for cond in self.evaluated.conds[self.position])
-        wrapped = WRAPPER in self.evaluated.model_options
+        wrapped = wraps_network(self.evaluated.model_options)
         return not (controlled or wrapped or self.learned.way.together or self.learned.draws)
 
     def with_probe(self, relative_step: float) -> tuple[list[Tensor], Tensor]:
@@ -154,7 +154,7 @@ class Evaluator:
         if not self.d_cond.any():
             return "another patch evaluates the prompts itself, where REG cannot see it"
         who = "a patch that evaluates the prompts itself" if self.must_be_together else "another patch"
-        return f"{who} changes the predictions in a way that REG cannot repeat (they are {float(self.gap):.0%} off)"
+        return f"{who} changes the predictions in a way that REG cannot repeat (they are {float(self.gap):.1%} off)"
 
     def _conds(self) -> list:
         """What is evaluated for the guided cond."""

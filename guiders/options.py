@@ -59,7 +59,7 @@ class Options:
             "what is connected as profile is none: connect REG Load Profile or REG Calibrate",
         )
         _require(
-            self.schedule is None or isinstance(self.schedule, GuidanceSchedule),
+            self.schedule is None or hasattr(self.schedule, "cfg_by_sigma"),
             "what is connected as schedule is none: connect REG Schedule",
         )
         _require(

@@ -1,17 +1,22 @@
 """The inputs that every way in shares."""
 
+import torch
 from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
 
 from ..guiders.options import CHECKPOINT_CHOICES, Options, estimator_names
 from ..guiders.report.downstream import report_follows
 from ..pilot.preset import Preset
+from ..reg.profile import Profile
 from ..reg.rectification import RECTIFICATIONS
 
 PROFILE = io.Custom("REG_PROFILE")
 SCHEDULE = io.Custom("REG_SCHEDULE")
 PRESET = io.Custom("REG_PRESET")
 DEFAULTS = Options()
+SOME_PROFILE = Profile(
+    torch.tensor([0.1, 1.0]), torch.ones(2, 1), *torch.ones(3, 2)
+)  # stands for one that is not made yet
 
 
 def sampled_anew_for_a_report(cls, **inputs) -> bool:
@@ -21,7 +26,10 @@ def sampled_anew_for_a_report(cls, **inputs) -> bool:
 
 def options_of(preset: Preset | None = None, **inputs) -> Options:
     """The options that a node's inputs ask for; what a prompt leaves out has its default, and a preset goes before both."""
-    inputs |= preset.options if preset is not None else {}
+    if preset is not None:
+        if not isinstance(preset, Preset):
+            raise ValueError("REG: what is connected as preset is none: connect REG Load Preset.")
+        inputs |= preset.options
     return Options(refresh=inputs.pop("every", DEFAULTS.refresh), **inputs)
 
 
@@ -60,13 +68,9 @@ def checked_before_anything_loads(
             raise ValueError(
                 f"REG: {name} takes {wanted[name]}, and {kind} is connected to it: connect another output."
             )
-    connected = {"profile": _SomeProfile} if "profile" in input_types else {}
+    connected = {"profile": SOME_PROFILE} if "profile" in input_types else {}
     options_of(**given, **connected)
     return True
-
-
-class _SomeProfile:
-    """Stands for a profile that is connected and not made yet."""
 
 
 def option_inputs() -> list:

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pilot import arms as arms_
+from ..reg.rectification import RECTIFICATIONS
 from .guidance import REGModel
 
 OUTPUT = "reg_pilot"
@@ -237,14 +238,13 @@ def _plan(inputs: dict, session):
     given = [cond for cond in (inputs.get("positives") or {}).values() if cond is not None]
     positives = _named(given, text) if given else _encoded(inputs.get("clip"), text)
     entries = [entry.id for entry in REGModel.GET_SCHEMA().inputs if entry.id not in NEEDS_OTHERS]
-    (rules,) = (entry.options for entry in REGModel.GET_SCHEMA().inputs if entry.id == "rectification")
     scorer, references = inputs["scorer"], inputs["references"]
     if scorer != NO_CHOICE and given and not text.strip():
         raise ValueError(
             "REG: a scorer compares pictures with texts: write what the conditionings say in prompts, one a line."
         )
     plan = session.plan(
-        arms_.parse_arms(inputs["settings"], list(map(str, rules)), entries),
+        arms_.parse_arms(inputs["settings"], list(RECTIFICATIONS), entries),
         inputs["cfg"],
         _folder(scorer, scorer_folders()),
         _folder(references, reference_folders()),

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from itertools import product
 
+NAMES = ("elementwise", "jacobian", "ratio")  # of REG's rules, which nodes take beside the labels that they show
 NONE, CFG = "none", "cfg"  # rules that need no REG node: without guidance, and guided as ComfyUI does
 
 

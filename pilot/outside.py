@@ -150,7 +150,7 @@ def _plan(setup: Setup, workflow: Workflow, inputs: dict) -> session.Plan:
         )
     options = [key for key in known if key not in ("model", *NOT_SET)]
     return session.plan(
-        arms.parse_arms(setup.settings, rules, options),
+        arms.parse_arms(setup.settings, [*arms.NAMES, *rules], options),
         cfg,
         setup.scorer,
         setup.references,

@@ -58,7 +58,7 @@ def sample_here(seed: int, rectification: str | None) -> torch.Tensor:
     """What `graph` samples, without a server."""
     model = REGDemoModel.execute().args[0]
     if rectification:
-        model = on_model(model, Options(rectification=rectification))
+        model = on_model(model, Options(rectification=rectification, refresh=1))
     positive, negative = (REGDemoPrompt.execute(**prompt).args[0] for prompt in (PROMPT, EMPTY))
     latent = torch.zeros(1, 3, 64, 64)
     noise = comfy_sample.prepare_noise(latent, seed)

@@ -5,11 +5,12 @@ from html import unescape
 import numpy as np
 import pytest
 
+from pack.demo import world
 from pack.pilot import collect, measures, page
 from pack.pilot.arms import UNGUIDED, Arm, Cell, address, cells
 from pack.pilot.store import Store
 from pack.pilot.verdict import judge
-from pack.research import target, world
+from pack.research import target
 
 BASELINE, GENTLE, HARSH, BROKEN, SAME = (
     Arm("cfg", 5.0),

@@ -178,7 +178,7 @@ def test_fallback_and_its_reason(model, monkeypatch):
 def test_a_run_without_guidance(model):
     found = recorded(model, Options(), cfg=1.0)
     assert len(found.sigma) == 0
-    assert "no step was rectified" in found.summary()
+    assert "no step was guided" in found.summary()
 
 
 def test_memory_is_bounded():
