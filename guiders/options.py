@@ -10,6 +10,7 @@ from .autograd.checkpointing import CHOICES as CHECKPOINT_CHOICES
 from .estimators import ESTIMATORS
 from .schedule import GuidanceSchedule
 
+MOST_STEPS = 100  # between two measurements
 PROFILE = "profile"  # beside the estimators: no pass at all, the value is read off a profile
 
 
@@ -50,7 +51,10 @@ class Options:
             self.start_percent <= self.end_percent,
             f"start_percent ({self.start_percent}) comes after end_percent ({self.end_percent}): swap them",
         )
-        _require(self.refresh >= 0, f"refresh must be 0 (doubling gaps) or the number of steps, not {self.refresh}")
+        _require(
+            0 <= self.refresh <= MOST_STEPS,
+            f"measure every must be 0 (doubling gaps) or a number of steps up to {MOST_STEPS}, not {self.refresh}",
+        )
         _require(_within(self.step, 0, 1), f"the difference step must be between 0 and 1, not {self.step}")
         _require(self.checkpoint in CHECKPOINT_CHOICES, f"checkpoint must be one of {', '.join(CHECKPOINT_CHOICES)}")
         _require(_within(self.skip_below, 0, 1), f"skip_below must be between 0 and 1, not {self.skip_below}")

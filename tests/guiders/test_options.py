@@ -15,7 +15,7 @@ from pack.tests.guiders import tiny
         ({"strength": 5.0}, "strength"),
         ({"start_percent": 0.6, "end_percent": 0.2}, "start_percent .0.6. comes after end_percent .0.2.: swap"),
         ({"end_percent": float("inf")}, "end_percent"),
-        ({"refresh": -1}, "refresh"),
+        ({"refresh": -1}, "measure every"),
         ({"rectification": "none"}, "rectification"),
         ({"estimator": "profile"}, "connect"),
         ({"skip_below": 0.1}, "connect"),
