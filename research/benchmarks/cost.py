@@ -20,6 +20,7 @@ import torch
 from ...guiders.attach import on_model
 from ...guiders.checks import describe
 from ...guiders.options import Options
+from ...guiders.step import alpha
 from ...reg import refresh
 from ...reg.profile import Profile
 from .. import markdown
@@ -44,16 +45,22 @@ class Cost:
     steps: list[float]  # seconds of each
     peak: int  # bytes, the weights among them
     refresh: int = refresh.DOUBLING
+    from_noise: bool = False  # does the run begin where α is 0, and a measurement says nothing (flow models)?
+
+    def measured(self, length: int) -> list[int]:
+        """The steps at which a run measures: gaps count from the first measurement that says something."""
+        start = int(self.from_noise)
+        return [*range(start), *(start + step for step in refresh.measured_steps(length - start, self.refresh))]
 
     def of(self, measured: bool) -> float:
         """Seconds of a step that measures, or of one that does not; the first is neither: it finds things out, once."""
-        at = refresh.measured_steps(STEPS, self.refresh)
+        at = self.measured(STEPS)
         seconds = [time for i, time in enumerate(self.steps) if i and (i in at) == measured]
         return statistics.median(seconds or self.steps[1:])
 
     def run(self, length: int) -> float:
         """Seconds of a run."""
-        more = len(refresh.measured_steps(length, self.refresh)) - 1
+        more = len(self.measured(length)) - 1
         return self.steps[0] + more * self.of(measured=True) + (length - 1 - more) * self.of(measured=False)
 
 
@@ -129,7 +136,8 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     """Every variant once a round, so that a machine that slows down slows all of them."""
     model = architecture.build(dtype)
     sampling = model.get_model_object("model_sampling")
-    middle = float(comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)[STEPS // 2])
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
+    middle, from_noise = float(sigmas[STEPS // 2]), float(alpha(sampling, sigmas[:1], sigmas[:1])) == 0
     profile = flat_profile(describe(model.model, architecture.latent[0]), middle)
     by_name = {"CFG": model} | {name: on_model(model, options) for name, options in variants(profile).items()}
     if architecture.core:
@@ -141,7 +149,7 @@ def measure(architecture: models.Architecture, dtype: torch.dtype, rounds: int) 
     for _ in range(rounds):
         for name, variant in by_name.items():
             every = 1 if name.endswith("every step") else refresh.DOUBLING
-            costs[name].append(Cost(sample(variant, architecture, STEPS), peaks[name], every))
+            costs[name].append(Cost(sample(variant, architecture, STEPS), peaks[name], every, from_noise))
     return costs
 
 
