@@ -105,9 +105,9 @@ class Gui:
         self.js("arguments[0].scrollIntoView()", entry)
         entry.click()
         card = self.marked(f"template-workflow-{name}")
-        before = self.nodes()
+        self.js("app.graph.clear()")  # the page may have the same template open from before
         card.click()
-        self.until(lambda: self.nodes() and self.nodes() != before, f"the template {name}")
+        self.until(self.nodes, f"the template {name}")
         self.until(lambda: not self.driver.find_elements(By.XPATH, "//*[@role='dialog']"), "the dialog to close")
 
     def nodes(self) -> list[list[str]]:
