@@ -232,7 +232,10 @@ def test_a_worker_that_dies_loses_nothing(folder):
         found[batch] = result
         if not killed:
             ours = psutil.Process().children(recursive=True)  # the cluster is this process's own
-            killed = [process for process in ours if process.name().startswith("ray::sample")]
+            workers = [process for process in ours if process.name().startswith("ray::")]
+            killed = [
+                process for process in workers if process.name().startswith("ray::sample")
+            ] or workers  # at work, or next
             for process in killed:
                 process.kill()
     assert killed and found.keys() == set(todo)
