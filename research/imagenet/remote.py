@@ -18,7 +18,7 @@ class Trouble(ValueError):
 
 def sample(batch: dict) -> dict:
     """In a worker: a process of its own, in which neither the pack nor ComfyUI is known yet. Plain data in and out."""
-    import_module("research.imagenet.start")
+    import_module("research.start")
     batches = import_module("pack.research.imagenet.batches")
     return vars(batches.sample(batches.Batch.of(batch)))
 
