@@ -71,8 +71,8 @@ def initialise(network: torch.nn.Module) -> None:
 class Training(lightning.LightningModule):
     """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped.
 
-    A step divides it by what is expected at that noise level (as EDM2 does, arXiv 2312.02696), so that high noise, where
-    most of the error is chance, does not drown the rest.
+    A step divides it by the square root of what is expected at that noise level, halfway to EDM2's weights (arXiv
+    2312.02696): high noise, where most of the error is chance, does not drown the rest, and still decides what is drawn.
     """
 
     def __init__(self, config: str, seed: int, steps: int, learning_rate: float):
@@ -111,7 +111,7 @@ class Training(lightning.LightningModule):
     def training_step(self, batch, batch_index):
         errors, ratio = self.errors(self.evaluate, (self.hparams.seed, self.global_step), even=True)
         self.log("loss", errors.mean(), prog_bar=True)
-        return 0.05 * (errors / expected_error(ratio)).mean()
+        return 0.25 * (errors / expected_error(ratio).sqrt()).mean()
 
     def validation_step(self, batch, batch_index):
         self.log(

@@ -3,6 +3,9 @@
 import argparse
 import socket
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -225,19 +228,25 @@ def test_what_was_published_stands_beside():
     assert "No published number" in report.text("mine", "", rows)
 
 
+def kill_a_worker(killed: list[psutil.Process], patience: float = 120.0) -> None:
+    """Kill the first process that is at a batch; the cluster is this process's own."""
+    end = time.monotonic() + patience
+    while not killed and time.monotonic() < end:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if not killed and process.name().startswith("ray::sample"):
+                    process.kill()
+                    killed.append(process)
+        time.sleep(0.01)
+
+
 def test_a_worker_that_dies_loses_nothing(folder):
     """Its batch is made again, the same to the bit."""
-    todo, killed, found = command.cells(options(folder))["reg_original", 1.0], [], {}
-    for batch, result in command.results(todo, "local"):
-        found[batch] = result
-        if not killed:
-            ours = psutil.Process().children(recursive=True)  # the cluster is this process's own
-            workers = [process for process in ours if process.name().startswith("ray::")]
-            killed = [
-                process for process in workers if process.name().startswith("ray::sample")
-            ] or workers  # at work, or next
-            for process in killed:
-                process.kill()
+    todo, killed = command.cells(options(folder))["reg_original", 1.0], []
+    killer = threading.Thread(target=kill_a_worker, args=(killed,), daemon=True)
+    killer.start()
+    found = dict(command.results(todo, "local"))
+    killer.join(1)
     assert killed and found.keys() == set(todo)
     for batch in todo:
         here = batches.sample(batch)
