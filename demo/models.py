@@ -152,6 +152,11 @@ def sigma_at(sampling: torch.nn.Module, ratio: torch.Tensor) -> torch.Tensor:
     return (ratio / (1 + ratio) if flow else ratio).clamp(sampling.sigma_min, sampling.sigma_max)
 
 
+def scheduler(sampling) -> str:
+    """The schedule people use: even steps of time for flow models, Karras' for the others."""
+    return "simple" if isinstance(sampling, comfy.model_sampling.CONST) else "karras"
+
+
 def prompt_tokens(**attributes) -> torch.Tensor:
     """Tokens of a prompt, [1, 4, CONTEXT_DIM]: one token per attribute, one-hot where stated, zero where not.
 

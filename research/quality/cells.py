@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import numpy as np
@@ -111,7 +110,7 @@ class Studio:
         guider.set_cfg(1.0 if cell.rule == "none" else cell.cfg)
         latent = torch.zeros(cell.batch, 3, world.SIZE, world.SIZE)
         sampling = self.model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler(sampling), cell.steps)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, models.scheduler(sampling), cell.steps)
         sampler = comfy.samplers.sampler_object(cell.sampler)
         noise = comfy.sample.prepare_noise(latent, cell.seed)
         return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=cell.seed).float().cpu()
@@ -150,11 +149,6 @@ def calibrated(studio: Studio, model: str, version: int) -> Profile:
 def weak_model() -> ModelPatcher:
     """The weak model that a model can be guided away from."""
     return models.load(WEAK)[0]
-
-
-def scheduler(sampling) -> str:
-    """The schedule people use: even steps of time for flow models, Karras' for the others."""
-    return "simple" if isinstance(sampling, comfy.model_sampling.CONST) else "karras"
 
 
 def conditioning(prompts: list[str]) -> list:

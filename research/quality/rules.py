@@ -22,6 +22,7 @@ from ...reg.profile import Profile
 from ...reg.rectification import RECTIFICATIONS, Elementwise, Jacobian, Rectification
 from ...reg.refresh import DOUBLING
 from ..spectral import SpectralRatio
+from . import peers
 
 Patch = Callable[[ModelPatcher, float], ModelPatcher]  # (model, cfg) -> model
 
@@ -62,9 +63,26 @@ def within(start: float, end: float, cfg: float) -> GuidanceSchedule:
     return GuidanceSchedule("interval", cfg, start_percent=start, end_percent=end)
 
 
+def on(base: str, rule: str) -> str:
+    """The name of REG by a rule on other guidance."""
+    return f"{base} + {rule}"
+
+
 def named(rule: str, ends: tuple[float, float]) -> str:
     """The name of a rule within an interval."""
     return f"{rule} {ends[0]:g} to {ends[1]:g}"
+
+
+@dataclass(frozen=True)
+class Base:
+    """Guidance that REG can be laid on: another pack's node, or a schedule by cfg."""
+
+    node: Patch = lambda model, cfg: model
+    schedule: Callable[[float], object] = lambda cfg: None
+
+    def under(self, **options) -> Patch:
+        """This guidance with REG of these options upon it."""
+        return lambda model, cfg: on_model(self.node(model, cfg), Options(schedule=self.schedule(cfg), **options))
 
 
 class Adaptive:
@@ -136,6 +154,20 @@ def plain(model: ModelPatcher, cfg: float) -> ModelPatcher:
 
 RATIO = {"rectification": "ratio", "estimator": "difference", "refresh": 1}
 BACKWARD = {"estimator": "backward", "refresh": 1}
+BASES = {  # linear and cosine: their mean over the run, or their end, is about that of the cfg they are named by
+    "cfg": Base(),
+    named("interval", BEST_INTERVAL): Base(schedule=lambda cfg: within(*BEST_INTERVAL, cfg)),
+    "c2fg": Base(schedule=Exponential),
+    "linear": Base(schedule=lambda cfg: GuidanceSchedule("linear", 1.0, 2 * cfg - 1)),
+    "cosine": Base(schedule=lambda cfg: GuidanceSchedule("cosine", 2 * cfg - 1)),
+    "apg": Base(lambda model, cfg: APG.execute(model, 0.0, 0.0, -0.5).args[0]),
+    "zero": Base(lambda model, cfg: CFGZeroStar.execute(model).args[0]),
+}
+DEFAULT = {"rectification": "elementwise", "refresh": DOUBLING}  # the product's
+LAID_ON = {"elementwise": DEFAULT, "ratio": DEFAULT | {"rectification": "ratio", "estimator": "difference"}}
+STACKED = {
+    on(base, rule): guidance.under(**options) for base, guidance in BASES.items() for rule, options in LAID_ON.items()
+}
 RULES: dict[str, Patch] = {
     "cfg": plain,
     **{named("interval", ends): interval(*ends) for ends in INTERVALS},
@@ -143,8 +175,14 @@ RULES: dict[str, Patch] = {
     "c2fg": scheduled(Exponential),
     "adaptive": adaptive,
     "rescale": lambda model, cfg: RescaleCFG().patch(model, 0.7)[0],
-    "apg": lambda model, cfg: APG.execute(model, 0.0, 0.0, -0.5).args[0],
-    "zero": lambda model, cfg: CFGZeroStar.execute(model).args[0],
+    "apg": BASES["apg"].node,
+    "zero": BASES["zero"].node,
+    "linear": scheduled(BASES["linear"].schedule),
+    "cosine": scheduled(BASES["cosine"].schedule),
+    "gibbs-like": peers.gibbs_like,
+    "rectified-cfg++": peers.rectified_cfg,
+    "characteristic": peers.characteristic,
+    **STACKED,
     "fresca": lambda model, cfg: FreSca.execute(model, 1.0, 1.25, 8).args[0],
     "elementwise": rectified(rectification="elementwise", **BACKWARD),
     "elementwise difference": rectified(rectification="elementwise", estimator="difference", refresh=1),
@@ -167,6 +205,8 @@ AUTO = {
     "autoguidance elementwise": RULES["elementwise"],
     "autoguidance jacobian": RULES["jacobian"],
     "autoguidance ratio": RULES["ratio"],
+    on("autoguidance", "elementwise"): rectified(**DEFAULT),
+    on("autoguidance", "jacobian"): rectified(**DEFAULT | {"rectification": "jacobian"}),
 }
 PROFILED = {  # rectification, and the percents of the run that it is confined to
     "elementwise profile": ("elementwise", None),

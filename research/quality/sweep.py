@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from comfy.model_base import ModelType
 from tqdm import tqdm
 
 from ...demo import models
@@ -62,10 +63,19 @@ PARTS = (  # the most informative first
     Part(PROMPTS, (3.0, 8.0, 2.0), OTHERS, (0, 1)),
 )
 
+NEW_PEERS = ("gibbs-like", "rectified-cfg++")
+LAID = (*rules.BASES, *rules.STACKED)
+LAID_ON_AUTO = tuple(name for name in rules.AUTO if name == "autoguidance" or "+" in name)
+STACKED = (  # whether REG on other guidance is nearer than that guidance alone
+    *(Part(ALL, (5.0, 8.0, 3.0), names, (seed,)) for seed in range(8) for names in (LAID, NEW_PEERS + LAID_ON_AUTO)),
+    Part(ALL, (5.0,), ("characteristic",), tuple(range(8))),
+)
+STACKED_SAMPLER = {"sampler": "dpmpp_2m", "steps": 10}
 
-def cells(model: str, **options) -> list[Cell]:
+
+def cells(model: str, parts: tuple[Part, ...] = PARTS, **options) -> list[Cell]:
     """All cells, each once."""
-    return list(dict.fromkeys(cell for part in PARTS for cell in part.cells(model, **options)))
+    return list(dict.fromkeys(cell for part in parts for cell in part.cells(model, **options)))
 
 
 def has_weak(weights: Path) -> bool:
@@ -103,6 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--stacked", action="store_true", help="REG on other guidance against that guidance alone")
     parser.add_argument("--facts", action="store_true", help="Jacobian facts by noise level, in place of the sweep")
     return parser.parse_args()
 
@@ -116,7 +127,11 @@ def main() -> None:
         from .. import facts
 
         return facts.write(studio.model, output, command)
-    wanted = cells(studio.digest, batch=arguments.batch, steps=arguments.steps)
+    sampler = STACKED_SAMPLER if arguments.stacked else {"steps": arguments.steps}
+    parts = STACKED if arguments.stacked else PARTS
+    wanted = cells(studio.digest, parts, batch=arguments.batch, **sampler)
+    if models.config_of(arguments.weights).prediction != ModelType.FLOW:
+        wanted = [cell for cell in wanted if cell.rule != "rectified-cfg++"]
     if not has_weak(arguments.weights):
         wanted = [cell for cell in wanted if cell.rule not in rules.AUTO]
     there = fill(studio, wanted, arguments.minutes, arguments.jobs)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pack.demo import models
-from pack.research.quality import cells, rules
+from pack.research.quality import cells, peers, rules
 
 CFG = 3.0
 
@@ -23,13 +23,15 @@ CFG = 3.0
 class Step:
     """One step of a chain; `before` is what an earlier step left for this one."""
 
-    cond: object  # x -> D_c(x)
-    uncond: object
+    at: object  # sigma -> (x -> D_c(x), x -> D_u(x))
+    sigma: float
+    after: float  # the next
     x: torch.Tensor
     time: float  # 1 at the highest noise to 0 at the lowest, in log sigma
     before: torch.Tensor | None
 
     def __post_init__(self):
+        self.cond, self.uncond = self.at(self.sigma)
         self.d_cond, self.d_uncond = self.cond(self.x).detach(), self.uncond(self.x).detach()
         self.delta = self.d_cond - self.d_uncond
         self.g = (CFG - 1) * self.delta
@@ -58,6 +60,22 @@ def apg(step):
     return CFG * (total - along), total
 
 
+def characteristic(step):
+    """D_c(x + wΔ) where Δ = D_c(x + wΔ) − D_u(x + (1 + w)Δ), after five damped iterations: arXiv 2312.07586."""
+    delta = 0 * step.x
+    for _ in range(5):
+        delta = delta + (step.cond(step.x + (CFG - 1) * delta) - step.uncond(step.x + CFG * delta)).detach() / CFG
+    return step.cond(step.x + (CFG - 1) * delta).detach() - step.d_cond, None
+
+
+def rectified_cfg(step):
+    """The slope of x is that of D_c and w times the slopes' difference, half a step ahead along D_c: arXiv 2510.07631."""
+    half = (step.sigma + step.after) / 2
+    ahead = step.x + (half - step.sigma) * (step.x - step.d_cond) / step.sigma
+    cond, uncond = (f(ahead).detach() for f in step.at(half))
+    return (CFG - 1) * (cond - uncond) / half * step.sigma, None
+
+
 def spectral(step):
     """Each ring of the spectrum times ρ / (1 + w (1 − ρ)), ρ = ⟨g, J_c g⟩ / ⟨g, J_u g⟩ in the ring, or 1."""
     narrow, wide = (differenced(f, step.x, step.g) for f in (step.cond, step.uncond))
@@ -83,6 +101,10 @@ ADDED = {  # rule: step -> what is added to D_c, and what is left for the next s
     "jacobian natural": lambda s: (s.cond(s.x + s.g).detach() - s.d_cond, None),
     "c2fg": lambda s: ((CFG * np.exp(-s.time) - 1) * s.delta, None),
     "apg": apg,
+    "apg + elementwise": lambda s: ((a := apg(s))[0] * s.pulled_back(torch.ones_like(s.x)), a[1]),
+    "linear": lambda s: (2 * (CFG - 1) * (1 - s.time) * s.delta, None),
+    "characteristic": characteristic,
+    "rectified-cfg++": rectified_cfg,
     "spectral ratio": spectral,
 }
 
@@ -102,7 +124,7 @@ def by_hand(weights, cell, rule):
     low, high = sampling.sigma_min.item(), sampling.sigma_max.item()
     for sigma, after in pairwise(sigmas):
         time = np.log(sigma / low) / np.log(high / low)
-        step = Step(*(partial(denoise, context, sigma) for context in tokens), x, time, left)
+        step = Step(lambda s: [partial(denoise, context, s) for context in tokens], sigma, after, x, time, left)
         added, left = ADDED[rule](step)
         x = x + (x - step.d_cond - added) / sigma * (after - sigma)
     return x
@@ -115,6 +137,17 @@ def test_whole_chains_are_the_formulas(studio, cell, rule):
     error = (found - expected).norm() / expected.norm()
     assert error < 1e-3
     assert rule == "cfg" or (plain - expected).norm() / expected.norm() > 10 * error
+
+
+def test_gibbs_like_guidance_evaluates_as_often_as_cfg(studio, cell):
+    plain, found = (studio.sample(cell(rule=rule, steps=10)) for rule in ("cfg", "gibbs-like"))
+    assert found.forward == plain.forward == 20
+
+
+def test_a_round_of_gibbs_like_guidance_starts_at_its_noise(studio):
+    sigmas = peers.part(studio.model.get_model_object("model_sampling"), 4, peers.RENEWED)
+    assert len(sigmas) == 5 and sigmas[0] == pytest.approx(peers.RENEWED, rel=0.02) and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
 
 
 def test_adaptive_guidance_stops_where_the_noises_agree(studio, cell, monkeypatch):
