@@ -1,8 +1,9 @@
 """How far the rectified guidance is off between two measurements: `python3 dev.py holding`.
 
 A run measures at every step; afterwards each rhythm is played on what it recorded. The error of a rhythm is that of the
-held R(g) against the measured one, each step weighted by how far a sampler moves there, over the error of CFG (g itself
-against R(g)): 0 is as if measured at every step, 1 is CFG.
+held R(g) against the measured one, summed over the steps, over the error of CFG (g itself against R(g)): 0 is as if measured
+at every step, 1 is CFG. A step counts by Δσ/σ, by which a sampler moves a picture wrongly there; or by Δσ alone, which is
+nearly the first steps only, where shapes and colours are decided.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from ..guiders.options import Options
 from ..reg import refresh
 from ..reg.rectification import RECTIFICATIONS, Rectification
 from . import markdown
-from .quality.cells import conditioning, scheduler
+from .quality.cells import conditioning
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {
@@ -31,6 +32,7 @@ NETWORKS = {
     "eps": ROOT / "research/weights/eps.safetensors",
     "flow": ROOT / "research/weights/flow.safetensors",
 }
+FOLLOWS = "## What follows"  # from here on the page is written by hand
 PROMPTS = ("colour=gold", "shape=star")
 STEPS = (4, 8, 12, 20)
 CFG, PICTURES, SEED = 5.0, 6, 11
@@ -122,7 +124,7 @@ def recorded(model, rule: str, steps: int, prompt: str) -> list[Recorded]:
     with mock.patch.dict(RECTIFICATIONS, {rule: Watched(RECTIFICATIONS[rule], notes)}):
         rectified = on_model(model, Options(rule, refresh=1))
         sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler(sampling), steps)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, models.scheduler(sampling), steps)
         guider = comfy.samplers.CFGGuider(rectified)
         guider.set_conds(conditioning([prompt]), conditioning([""]))
         guider.set_cfg(CFG)
@@ -150,10 +152,16 @@ def errors(rule: Rectification, notes: list[Recorded], measured: list[int], carr
     return found
 
 
-def error(steps: list[tuple]) -> float:
-    """Of a rhythm over CFG's: what the samples are moved wrongly. A sampler moves by the part of sigma that a step takes."""
-    moved = [((sigma - after) / sigma * off, (sigma - after) / sigma * cfg) for sigma, after, off, cfg in steps]
-    held, guided = map(sum, zip(*moved, strict=True))
+WEIGHTS = {  # of a step, by its sigma and the next
+    "error": lambda sigma, after: (sigma - after) / sigma,
+    "error by sigma": lambda sigma, after: sigma - after,
+}
+
+
+def error(steps: list[tuple], weight: Callable[[float, float], float]) -> float:
+    """Of a rhythm over CFG's."""
+    weighted = [(weight(sigma, after) * off, weight(sigma, after) * cfg) for sigma, after, off, cfg in steps]
+    held, guided = map(sum, zip(*weighted, strict=True))
     return held / guided
 
 
@@ -166,21 +174,32 @@ def rows(name: str, steps: tuple[int, ...]) -> list[dict]:
             runs = [recorded(model, rule_name, n, prompt) for prompt in PROMPTS]
             for rhythm, measured in RHYTHMS.items():
                 for carry_name, carry in CARRIES.items():
-                    off = [error(errors(rule, notes, measured(n), carry)) for notes in runs]
+                    off = [errors(rule, notes, measured(n), carry) for notes in runs]
+                    mean = {name: sum(error(run, w) for run in off) / len(off) for name, w in WEIGHTS.items()}
                     row = {"network": name, "rule": rule_name, "steps": n, "rhythm": rhythm, "carry": carry_name}
-                    found.append(row | {"measured": len(measured(n)), "error": sum(off) / len(off)})
+                    found.append(row | {"measured": len(measured(n)), **mean})
             print(name, rule_name, n, flush=True)
     return found
 
 
+def summary(frame: pd.DataFrame, index: list[str], column: str, weight: str) -> str:
+    """The mean over networks and, in brackets, the worst of them."""
+    over = frame.groupby([*index, column])[weight].agg(["mean", "max"])
+    cells = over.apply(lambda row: f"{row['mean']:.2f} ({row['max']:.2f})", axis=1).unstack(column)
+    return markdown.of(cells.reset_index().astype(str))
+
+
 def table(frame: pd.DataFrame) -> str:
-    """Rhythms against rules, the mean over networks and the worst of them."""
-    kept = frame[frame.carry == "constant"]
-    by = kept.groupby(["steps", "rhythm", "measured", "rule"]).error.agg(["mean", "max"]).round(3)
-    cells = by.apply(lambda row: f"{row['mean']:.2f} ({row['max']:.2f})", axis=1).unstack("rule")
-    carries = frame[frame.rhythm == "doubling"].groupby(["rule", "steps", "carry"]).error.agg(["mean", "max"])
-    carried = carries.apply(lambda row: f"{row['mean']:.3f} ({row['max']:.3f})", axis=1).unstack("carry")
-    return f"{markdown.of(cells.reset_index().astype(str))}\n\n{markdown.of(carried.reset_index().astype(str))}"
+    """Rhythms against rules by both weights, and what is carried."""
+    kept, doubling = frame[frame.carry == "constant"], frame[frame.rhythm == "doubling"]
+    by = ["steps", "rhythm", "measured"]
+    return "\n\n".join(
+        [
+            f"A step counts by Δσ/σ:\n\n{summary(kept, by, 'rule', 'error')}",
+            f"A step counts by Δσ:\n\n{summary(kept, by, 'rule', 'error by sigma')}",
+            f"What is carried, with doubling gaps, by Δσ/σ:\n\n{summary(doubling, ['rule', 'steps'], 'carry', 'error')}",
+        ]
+    )
 
 
 def main() -> None:
@@ -191,9 +210,13 @@ def main() -> None:
     arguments = parser.parse_args()
     frame = pd.DataFrame([row for name in arguments.networks for row in rows(name, tuple(arguments.steps))])
     frame.round(4).to_csv(arguments.output / "holding.csv", index=False)
-    note = "Mean over the networks and prompts, and in brackets the worst network. " + __doc__.split("\n\n")[1]
-    text = f"# Between two measurements\n\n`python3 dev.py holding`\n\n{note.replace(chr(10), ' ')}\n\n{table(frame)}\n"
-    (arguments.output / "holding.md").write_text(text, encoding="utf-8")
+    note = "Mean over the networks and prompts, and in brackets the worst network. " + __doc__.split("\n\n")[1].strip()
+    page = arguments.output / "holding.md"
+    written = page.read_text(encoding="utf-8").partition(FOLLOWS)[1:] if page.exists() else ()
+    text = (
+        f"# Between two measurements\n\n`python3 dev.py holding`\n\n{note.replace(chr(10), ' ')}\n\n{table(frame)}\n\n"
+    )
+    page.write_text(text + "".join(written), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,6 @@ def main() -> None:
     print(f"{len(there)} of {len(wanted)} cells")
     if not any(cell.rule == "cfg" for cell in there):
         sys.exit("CFG, which the others are compared with, was not sampled yet: run it for longer.")
-    from . import report
+    from . import report, stacked
 
-    return report.write(studio, there, output, command, arguments.jobs)
+    return (stacked if arguments.stacked else report).write(studio, there, output, command, arguments.jobs)

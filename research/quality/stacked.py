@@ -1,0 +1,117 @@
+"""REG laid on other guidance, against that guidance alone: at the same cfg, and where both follow the prompt equally well."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .. import markdown
+from . import rules
+from .cells import Cell, Studio
+from .contest import at_accuracy, equal_accuracy, reached
+from .tables import REPLICATED, interval, over_prompts, table
+
+COLOURS = {"alone": "#D55E00", "elementwise": "#0072B2", "ratio": "#CC79A7", "jacobian": "#009E73"}
+COLUMNS = 4  # of the plot
+
+
+def pairs(means: pd.DataFrame) -> list[tuple[str, str]]:
+    """(guidance, rectification) of what was laid on something, in order."""
+    return [tuple(rule.split(" + ")) for rule in means.rule.unique() if " + " in rule]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> str:
+    """One less the other, [1 + draws] each, with the interval in pairs; bold beyond 0, empty where one is unknown."""
+    less = one - other
+    low, high = interval(less[0], less[1:])
+    if np.isnan(less[0]):
+        return ""
+    text = f"{less[0]:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"**{text}**" if low * high > 0 else text
+
+
+def by_cfg(means: pd.DataFrame, cfg: float) -> str:
+    """Distance to the target (accuracy) of each guidance alone, and what REG on it changes."""
+    at = means[means.cfg == cfg].set_index("rule")
+    laid = pairs(means)
+    rectifications = list(dict.fromkeys(rule for _, rule in laid))
+    rows = []
+    for guidance in dict.fromkeys(guidance for guidance, _ in laid):
+        if guidance not in at.index:
+            continue
+        alone = at.loc[guidance]
+        row = [guidance, f"{alone.target:.3f} ({alone.accuracy:.2f})"]
+        for rule in rectifications:
+            name = rules.on(guidance, rule)
+            found = at.loc[name] if name in at.index else None
+            row.append("" if found is None else f"{difference(line(found), line(alone))}, {found.accuracy:.2f}")
+        rows.append(row)
+    return markdown.table(rows, ["guidance", "alone (accuracy)", *(f"+ {rule}" for rule in rectifications)])
+
+
+def line(row: pd.Series) -> np.ndarray:
+    """The distance and its replicates, [1 + draws]."""
+    return np.array([row.target, *row["target replicates"]])
+
+
+def at_equal_accuracy(means: pd.DataFrame) -> str:
+    """What REG on a guidance takes off its distance where both have the same condition accuracy."""
+    levels = reached(means)
+    rows = [
+        [
+            rules.on(*pair),
+            *(difference(*(at_accuracy(means, r, x) for r in (rules.on(*pair), pair[0]))) for x in levels),
+        ]
+        for pair in pairs(means)
+    ]
+    return markdown.table(rows, ["", *(f"accuracy {x:g}" for x in levels)])
+
+
+def plot(means: pd.DataFrame, path: Path) -> None:
+    """A panel for each guidance: distance over accuracy, alone and with REG on it; grey is CFG."""
+    laid = pairs(means)
+    bases = list(dict.fromkeys(guidance for guidance, _ in laid))
+    figure = Figure(figsize=(14, 3.6 * -(-len(bases) // COLUMNS)), layout="constrained")
+    panels = figure.subplots(-(-len(bases) // COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False).flat
+    for axes, base in zip(panels, bases, strict=False):
+        curve(axes, means, "cfg", "#bbbbbb", "CFG")
+        curve(axes, means, base, COLOURS["alone"], "alone")
+        for rule in (rule for guidance, rule in laid if guidance == base):
+            curve(axes, means, rules.on(base, rule), COLOURS[rule], f"+ {rule}")
+        axes.set_title(base)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    figure.supxlabel("condition accuracy")
+    figure.supylabel("distance to the exact target")
+    figure.savefig(path, dpi=90)
+
+
+def curve(axes, means: pd.DataFrame, rule: str, colour: str, label: str) -> None:
+    """A rule's line through its cfgs."""
+    points = means[means.rule == rule].sort_values("cfg")
+    axes.plot(points.accuracy, points.target, "o-", color=colour, label=label, markersize=4)
+
+
+def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: int) -> None:
+    """stacked.md, stacked.csv and stacked.png in a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    frame = table(studio, cells, jobs)
+    means = over_prompts(frame)
+    means.drop(columns=[f"{name} replicates" for name in REPLICATED]).round(5).to_csv(
+        output / "stacked.csv", index=False
+    )
+    cfgs = sorted(means[means.rule == "cfg"].cfg)
+    parts = [
+        f"# REG on other guidance\n\n`{command}`",
+        f"Prompts: {', '.join(frame.prompt.unique())}; {frame.pictures.max()} pictures of each at every rule and cfg, "
+        f"{cells[0].sampler}, {cells[0].steps} steps. Distance to the exact target, in brackets the condition accuracy; "
+        "then what REG on it changes, with 95 % intervals in pairs, and the accuracy then. Bold is beyond 0.",
+        *(f"## cfg {cfg:g}\n\n{by_cfg(means, cfg)}" for cfg in cfgs),
+        f"## Where both have the same condition accuracy\n\n{at_equal_accuracy(means)}",
+        f"## All, at equal condition accuracy\n\nDistance to the target:\n\n{equal_accuracy(means)}",
+        f"The same less CFG's, in pairs:\n\n{equal_accuracy(means, 'cfg')}",
+        "![Distance over accuracy](stacked.png)",
+    ]
+    (output / "stacked.md").write_text("\n\n".join(parts) + "\n")
+    plot(means, output / "stacked.png")
