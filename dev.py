@@ -19,6 +19,7 @@ COMMANDS = {  # name: module and its first argument, what it does
     "decode": ("research decode", "train the network that reads attributes off the demo's pictures"),
     "quality": ("research quality", "measure guidance rules on the demo models"),
     "holding": ("research holding", "measure how far the guidance is off between two measurements"),
+    "few-steps": ("research few-steps", "draw pictures of short runs under CFG and REG"),
     "imagenet": ("research imagenet", "sample and judge DiT and EDM2 on ImageNet, as the paper does"),
     "install-check": ("devtools.install_check", "install the pack in every way users do, with the real programs"),
     "latents": ("devtools.latents", "record what fixed seeds give, and compare two records"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "steps": "benchmarks.steps",
     "recording": "benchmarks.recording",
     "holding": "holding",
+    "few-steps": "few_steps",
     "imagenet": "imagenet.command",
     "faults": "faults",
     "soak": "soak",
