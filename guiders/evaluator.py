@@ -41,6 +41,7 @@ class Evaluator:
     both_by_guider: Callable | None = None  # (x, sigma=, model_options=) -> D_c, D_u of a guider with a rule of its own
     must_be_together: bool = False  # a patch evaluates in ComfyUI's place, and takes all conds or none
     gap: Tensor | None = None  # of the last way tried
+    finite: bool = True  # is the guidance?
     beside: list[Tensor] = field(default_factory=list)  # all predictions of the last evaluation with a graph
 
     @property
@@ -57,12 +58,18 @@ class Evaluator:
         """Do hooks change the weights for some of the conds?"""
         return any(hooks_of(cond) - {None} for cond in self.evaluated.conds)
 
-    def find_way(self) -> bool:
-        """Find how an evaluation gives what ComfyUI gave at the step's latent, once a run. False if no way does."""
+    def find_way(self, guidance: Tensor) -> None:
+        """Find how an evaluation gives what ComfyUI gave at the step's latent, once a run.
+
+        Raises:
+            Unmeasurable: no way does, or the guidance [batch, ...] is not finite.
+        """
+        self.learned.draws = self.rng.has_moved()
+        self.learned.way = next((way for way in self._ways() if self._agrees(way, guidance)), None)
         if self.learned.way is None:
-            self.learned.draws = self.rng.has_moved()
-            self.learned.way = next((way for way in self._ways() if self._agrees(way)), None)
-        return self.learned.way is not None
+            raise Unmeasurable(self._why_no_way())
+        if not self.finite:
+            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
 
     def cond(self, x: Tensor) -> Tensor:
         """The guided cond's prediction at another latent."""
@@ -137,7 +144,7 @@ class Evaluator:
         wrapped = [False, True] if wraps_network(self.evaluated.model_options) else [False]
         return [Way(*pair) for pair in ((t, w) for t in together for w in wrapped)]
 
-    def _agrees(self, way: Way) -> bool:
+    def _agrees(self, way: Way, guidance: Tensor) -> bool:
         self.learned.way = way
         try:
             gap = (self.cond(self.evaluated.x) - self.d_cond).norm()
@@ -145,9 +152,10 @@ class Evaluator:
             return False
         size = self.d_cond.norm()
         self.gap = torch.where(size > 0, gap / size, torch.inf)
-        return bool(self.gap <= self.tolerance)
+        agrees, self.finite = torch.stack([self.gap <= self.tolerance, guidance.isfinite().all()]).tolist()  # one wait
+        return agrees
 
-    def why_no_way(self) -> str:
+    def _why_no_way(self) -> str:
         """What was seen, where no way agrees."""
         if not self.d_cond.isfinite().all():
             return "the model predicts NaN or infinite values"

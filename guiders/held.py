@@ -14,6 +14,8 @@ class Held:
     """The last measurement of a run that said something.
 
     Time is counted in steps of the sampler, so that samplers which evaluate twice a step measure as often as others.
+    Whether a measurement said something stays on the device, and is read where the next one depends on it: reading
+    waits for the device.
     """
 
     def __init__(self, rule: Rectification, every: int):
@@ -21,7 +23,9 @@ class Held:
         self.rule, self.every = rule, every
         self.measurement: Measurement | None = None
         self.clock = 0  # steps of the sampler; evaluations, where it has none to show
-        self.origin: int | None = None  # of the clock: the first measurement that said something
+        self.origin: int | None = None  # of the clock: the first measurement that is known to have said something
+        self.unread: list[tuple[int, Tensor]] = []  # before there is an origin: the clock, and did it say something?
+        self.said: Tensor | None = None  # has any?
         self.sampler_counts = False
 
     def counting(self, callback: Callable | None) -> Callable:
@@ -40,27 +44,35 @@ class Held:
             self.clock += 1
 
     def is_due(self) -> bool:
-        last = self.measurement.step if self.measurement else None
-        return refresh.is_due(self.clock - (self.origin or 0), last, self.every)
+        if self.measurement is None:
+            return True
+        if len({self._is_due_from(origin) for origin in (self.origin, *(clock for clock, _ in self.unread))}) > 1:
+            self._read()
+        return self._is_due_from(self.origin)
+
+    def _is_due_from(self, origin: int | None) -> bool:
+        """Until a measurement says something, each next step measures."""
+        return origin is None or refresh.is_due(self.clock - origin, self.measurement.clock - origin, self.every)
+
+    def _read(self) -> None:
+        informative = torch.stack([said for _, said in self.unread]).tolist()
+        self.origin = next((clock for (clock, _), said in zip(self.unread, informative, strict=True) if said), None)
+        self.unread.clear()
 
     def forget(self) -> None:
         """What was measured is of no use any more."""
         self.measurement = None
 
     def keep(self, value: Tensor, noise: Tensor) -> None:
-        """Hold a value measured at log(σ/α) = noise [batch, 1, ...].
-
-        Until one says something, each next step measures; later, where one says nothing, the one before still stands.
-        """
+        """Hold a value measured at log(σ/α) = noise [batch, 1, ...]; where it says nothing, the last one that did."""
         before, informative = self.measurement, self.rule.is_informative(value)
-        step = self.clock - (self.origin or 0)
-        if self.origin is not None and before is not None:
-            value, noise = torch.where(informative, value, before.value), torch.where(informative, noise, before.noise)
-        elif self.origin is None and bool(informative):
-            self.origin, step = self.clock, 0
-        elif self.origin is None:
-            step = None
-        self.measurement = Measurement(value, noise, step)
+        if before is not None:
+            newer = informative | ~self.said
+            value, noise = torch.where(newer, value, before.value), torch.where(newer, noise, before.noise)
+        self.said = informative if self.said is None else self.said | informative
+        if self.origin is None:
+            self.unread.append((self.clock, informative))
+        self.measurement = Measurement(value, noise, self.clock)
 
     def value(self, noise: Tensor) -> Tensor | None:
         """What stands for the Jacobian at log(σ/α) = noise; None before the first measurement."""

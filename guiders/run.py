@@ -344,13 +344,9 @@ class Run:
         return None if self.value is None else self.rule.reuse(self.value, step)
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
-        first = self.learned.way is None
-        if not evaluator.find_way():
-            raise Unmeasurable(evaluator.why_no_way())
-        if first:
+        if self.learned.way is None:
+            evaluator.find_way(step.guidance)
             self.pace.waited()
-        if first and not step.guidance.isfinite().all():
-            raise Unmeasurable("the model, or a guidance patch, predicts NaN or infinite values")
         rectified, self.value = self.rule.measure(step)
         self.held.keep(self.value, step.noise)
         return rectified

@@ -67,7 +67,7 @@ class Measurement:
 
     value: Tensor  # as the rectification reuses it
     noise: Tensor  # log(σ/α) where it was measured, [batch, 1, ...]
-    step: int | None  # since the first measurement that said something; None: none did yet
+    clock: int  # of `Held`
 
 
 class Way(NamedTuple):

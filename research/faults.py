@@ -25,6 +25,7 @@ import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.supported_models_base
+import server  # noqa: F401  (a first warning imports it, and what is there from the start is not looked through)
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import CoreModelPatcher
@@ -195,7 +196,8 @@ class Trace:
 
     error: type[BaseException] | None = None
     at: int = -1  # the number of the event
-    seen: list[Site] = field(default_factory=list)
+    count: int = 0  # of events so far
+    seen: list[Site] = field(default_factory=list)  # all of them, where nothing is raised
     raised: bool = False
 
     def __enter__(self):
@@ -225,11 +227,17 @@ class Trace:
             raise self.error("injected")
 
     def _is_here(self, event: str, frame) -> bool:
-        caller = frame.f_back
-        where = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}:{frame.f_lineno}"
-        from_ours = caller is not None and caller.f_code.co_filename.startswith(OURS)
-        self.seen.append((event, where, caller.f_lineno if from_ours else 0))
-        return self.error is not None and len(self.seen) - 1 == self.at
+        self.count += 1
+        if self.error is None:
+            self.seen.append(_site(event, frame))
+        return self.count - 1 == self.at
+
+
+def _site(event: str, frame) -> Site:
+    caller = frame.f_back
+    where = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}:{frame.f_lineno}"
+    from_ours = caller is not None and caller.f_code.co_filename.startswith(OURS)
+    return event, where, caller.f_lineno if from_ours else 0
 
 
 def places(seen: list[Site], every: bool) -> list[int]:

@@ -26,12 +26,14 @@ import torch  # noqa: E402
 from comfy.model_patcher import CoreModelPatcher  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from ..guiders.attach import on_model  # noqa: E402
 from ..guiders.autograd import attention  # noqa: E402
 from ..guiders.autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph  # noqa: E402
 from ..guiders.autograd.checkpointing import blocks  # noqa: E402
+from ..guiders.checks import describe  # noqa: E402
 from ..guiders.estimators import Difference  # noqa: E402
 from ..guiders.options import Options  # noqa: E402
 from ..reg import estimators, refresh  # noqa: E402
@@ -45,7 +47,9 @@ LIMITS = {"fp32": 0.01, "tf32": 0.02, "fp16": 0.05, "bf16": 0.1, "fp8 weights": 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES["fp8 weights"] = torch.bfloat16  # what they are computed in
 SECONDS = {"cost": 300}  # what is left out when they are over is named
-WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero")  # dispatched ops that wait for the device
+# What waits for the device: dispatched ops (in inference mode PyTorch shows the outermost), and methods that show none.
+WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
+READS = ("tolist", "cpu", "numpy")
 
 
 @dataclass
@@ -334,23 +338,38 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Reads(TorchFunctionMode):
+    """Counts reads of a whole tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func.__name__ in READS
+        return func(*args, **(kwargs or {}))
+
+
 def waits(model, architecture: models.Architecture, steps: int) -> int:
-    with Waits() as mode:
+    with Waits() as values, Reads() as tensors:
         latents(model, architecture, steps)
-    return mode.count
+    return values.count + tensors.count
 
 
 def synchronisation(architecture: models.Architecture, few: int = 4, many: int = 8) -> list[list[str]]:
     """Rows: what a run reads from the device beyond CFG's, and what each further step does."""
     model = architecture.build(torch.float32)
     plain = {steps: waits(model, architecture, steps) for steps in (few, many)}
+    profile = cost.flat_profile(describe(model.model, architecture.latent[0]), 0.5)
     rows = []
     for name, options in {
         "elementwise, backward": Options("elementwise", "backward"),
         "elementwise, difference": Options("elementwise", "difference"),
         "jacobian, backward": Options("jacobian", "backward"),
         "ratio": Options("ratio"),
-        "elementwise, backward, a range": Options("elementwise", "backward", start_percent=0.01),
+        "profile": Options("ratio", "profile", profile=profile),
+        "elementwise, backward, every step": Options("elementwise", "backward", refresh=1),
+        "elementwise, backward, a range": Options("elementwise", "backward", end_percent=0.99),
     }.items():
         more = {steps: waits(on_model(model, options), architecture, steps) - plain[steps] for steps in plain}
         rows.append([name, str(more[few]), f"{(more[many] - more[few]) / (many - few):.2f}"])

@@ -1,6 +1,6 @@
 """`python3 dev.py bench`: what a guided step costs, as ratios to CFG's in one run; Markdown tables.
 
-On a GPU the models have their real sizes, and time is the clock's. On a CPU they are reduced, and time is the
+On a GPU the models have their real sizes, and time is the device's, by its events. On a CPU they are reduced, and time is the
 processor's, in one thread, so that other programs hardly count.
 """
 
@@ -88,11 +88,21 @@ def variants(profile: Profile) -> dict[str, Options]:
     }
 
 
-def now() -> float:
-    if GPU:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+def moment() -> torch.cuda.Event | float:
+    """Now: on a GPU where its work has come to, without waiting for it; else the processor's time."""
+    if not GPU:
+        return time.process_time()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(moments: list) -> list[float]:
+    """From each moment to the next."""
+    if not GPU:
+        return [after - before for before, after in pairwise(moments)]
+    moments[-1].synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(moments)]
 
 
 @torch.inference_mode()
@@ -103,16 +113,16 @@ def sample(model, architecture: models.Architecture, steps: int) -> list[float]:
     guider.set_cfg(5.0)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
-    times = [now()]
+    moments = [moment()]
     guider.sample(
         noise,
         torch.zeros_like(noise),
         comfy.samplers.sampler_object("euler"),
         sigmas,
-        callback=lambda *args: times.append(now()),
+        callback=lambda *args: moments.append(moment()),
         disable_pbar=True,
     )
-    return [after - before for before, after in pairwise(times)]
+    return seconds_between(moments)
 
 
 def peak(model, architecture: models.Architecture) -> int:
