@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attach import on_model
 from .options import Options
-from .run import UNSEEN
+from .predictions import UNSEEN
 
 KEY = "reg weak model"
 

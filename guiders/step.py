@@ -32,9 +32,9 @@ class GuidedStep:
     state: StepState
 
     @classmethod
-    def of(cls, run: "Run", evaluator: Evaluator, denoised: Tensor) -> "GuidedStep":
+    def of(cls, run: "Run", evaluator: Evaluator, state: StepState, denoised: Tensor) -> "GuidedStep":
         """The step of a run, for the guidance that made `denoised`."""
-        here, state = evaluator.evaluated, run.state
+        here = evaluator.evaluated
         scale = alpha(run.sampling, here.sigma, here.x)
         d_cond, d_uncond, mask = evaluator.d_cond, state.d_uncond, state.mask
         guidance, strength = denoised - d_cond, run.options.strength
