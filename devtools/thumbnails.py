@@ -58,7 +58,7 @@ def run(client: Client, path: Path) -> dict[str, list[np.ndarray]]:
     outputs = client.wait(client.queue(prompt))
     drawn = {}
     for key, node in prompt.items():  # in the order of the file
-        if node["class_type"] != "REGReport":
+        if node["class_type"] not in ("REGReport", "REGPilot"):  # plots, too fine for a thumbnail
             for kind in (kind for kind in outputs.get(key, ()) if kind in PICTURES):
                 title = PICTURES[kind] or node["_meta"]["title"]
                 drawn[title] = [picture(client, file) for file in outputs[key][kind]]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TEMPLATES = sorted(ROOT.glob("workflows/*.json"))
 BLUEPRINTS = sorted(ROOT.glob("subgraphs/*.json"))
 LOADED = (".safetensors", ".ckpt", ".pth", ".pt", ".gguf")
-FEW = {"steps": 3, "batch_size": 1}  # whether it runs shows in a few
+FEW = {"steps": 3, "batch_size": 1, "pictures_per_prompt": 1}  # whether it runs shows in a few
 LOADERS = "CheckpointLoaderSimple|UNETLoader|CLIPLoader|VAELoader|REGDiTLoader|REGEDM2Loader"
 
 

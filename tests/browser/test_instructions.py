@@ -216,6 +216,21 @@ def test_profile(opened):
     shows(gui, "Profile")
 
 
+def test_pilot(opened):
+    gui = opened("pilot")
+    gui.set("REG Pilot", pictures_per_prompt=1)
+    run(gui)
+    shows(gui, "REG Pilot", "The same noises side by side")
+    says(gui, "The answer", "2 pictures of 2 prompts")
+    gui.screenshot(f"pilot-{gui.renderer}")
+    gui.set("REG Pilot", pictures_per_prompt=2)
+    run(gui)
+    says(gui, "The answer", "4 pictures of 2 prompts")
+    gui.set("REG Pilot", settings="elementwise 8\ncfg 4\nratio 8")
+    run(gui)
+    shows(gui, "The same noises side by side")
+
+
 @pytest.mark.parametrize("words", ["REG", "cfg", "guidance"])
 def test_search(opened, words):
     gui = opened("demo")

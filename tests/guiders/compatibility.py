@@ -345,6 +345,8 @@ KINDS = [
 
 HEAD = """# REG beside other nodes
 
+[日本語](compatibility.ja.md)
+
 REG is applied last. Whatever the order of the nodes, it comes after every other patch of the guidance, once per step:
 
     D_reg = D_c + (1 − strength) g + strength R(g),    g = D_guided − D_c
