@@ -25,7 +25,6 @@ import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.supported_models_base
-import server  # noqa: F401  (a first warning imports it, and what is there from the start is not looked through)
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import CoreModelPatcher
