@@ -37,18 +37,7 @@ SOURCES = {  # what stands for an input that is linked
 OPTIONAL_LINKS = ("profile", "schedule")
 # Nodes with inputs of their own; those that share the options are asked for them once, on REGModel.
 NODES = ("REGModel", "REGGuider", "REGSampler", "REGAutoGuider", "REGDemoModel", "REGDemoPrompt", "REGSaveProfile")
-NODES += ("REGLoadProfile", "REGCalibrate", "REGToy", "REGToyModel", "REGSchedule")
-# What is let through, or answered by another's words: until nodes/ checks its inputs itself.
-KNOWN = {
-    *(
-        (guider, name)
-        for guider in ("REGGuider", "REGAutoGuider")
-        for name in ("cfg", "positive", "negative", "negative_share")
-    ),
-    ("REGAutoGuider", "weak_model"),
-    ("REGToy", "cfg"),  # NaN
-    ("REGToy", "sigma"),  # NaN
-}
+NODES += ("REGLoadProfile", "REGCalibrate", "REGToy", "REGToyModel", "REGToyPlot", "REGSchedule", "REGReport")
 
 
 def base(info: dict) -> dict:
@@ -135,5 +124,4 @@ def test_no_wrong_value_is_taken_in_silence(server, kind):
             fine = fine or (what == "a link to the wrong kind" and spec[0] == "CONDITIONING")
             if became != "refused" and not became.startswith("REG:") and not (became == "accepted" and fine):
                 failed[kind, name, what] = became
-    unknown = {key: became for key, became in failed.items() if key[:2] not in KNOWN}
-    assert unknown == {}
+    assert failed == {}
