@@ -35,9 +35,11 @@ SOURCES = {  # what stands for an input that is linked
     "REG_SCHEDULE": ["schedule", 0],
 }
 OPTIONAL_LINKS = ("profile", "schedule")
-# Nodes with inputs of their own; those that share the options are asked for them once, on REGModel.
+# Nodes with inputs of their own, but those that need files which are not here; those that share the options are asked for
+# them once, on REGModel.
 NODES = ("REGModel", "REGGuider", "REGSampler", "REGAutoGuider", "REGDemoModel", "REGDemoPrompt", "REGSaveProfile")
 NODES += ("REGLoadProfile", "REGCalibrate", "REGToy", "REGToyModel", "REGToyPlot", "REGSchedule", "REGReport")
+NODES += ("REGImageNetClass", "REGDDPM")
 
 
 def base(info: dict) -> dict:
@@ -74,7 +76,8 @@ def is_legal(value, spec: list) -> bool:
         except (TypeError, ValueError):
             return False
     if type_ == "STRING":
-        return not isinstance(value, list | dict) and value not in (..., "")  # null is a word, too
+        empty = ("",) if options.get("default") else ()  # a box that begins empty may stay so
+        return not isinstance(value, list | dict) and value not in (..., *empty)  # null is a word, too
     if type_ == "BOOLEAN":  # ComfyUI takes anything for a truth value, and so does Python
         return not isinstance(value, list) or len(value) != 2
     return False
