@@ -20,6 +20,7 @@ WHEELS = {  # module: distribution
     "packaging": "packaging",
     "psutil": "psutil",
     "safetensors": "safetensors",
+    "tabulate": "tabulate",
     "torchsde": "torchsde",
     "tqdm": "tqdm",
     "trampoline": "trampoline",

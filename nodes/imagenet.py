@@ -3,6 +3,8 @@
 import folder_paths
 from comfy_api.latest import io
 
+from ..guiders.attach import check_model
+
 FOLDERS = ("diffusion_models", "checkpoints")
 DIT_FILES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt")
 EDM2_FILES = (".safetensors", ".sft", ".pkl")  # a pickle is refused, with the way to convert it
@@ -205,4 +207,5 @@ class REGDDPM(io.ComfyNode):
     def execute(cls, model, steps: int) -> io.NodeOutput:
         from ..paper import sampling
 
+        check_model(model)
         return io.NodeOutput(sampling.ddpm(), sampling.spaced_sigmas(model, steps))

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 from ..guiders.report import record
 from ..guiders.report.downstream import REPORT, rectification_precedes
 from . import draw, picture
+from .checks import require_latent
 
 WITHOUT_REG = (
     "REG: there is nothing to report, this run was not rectified. Its strength is 0, or its REG node is bypassed, or there "
@@ -51,6 +52,7 @@ class REGReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, theme="dark") -> io.NodeOutput:
+        require_latent("latent", latent)
         found = record.find(latent["samples"])
         text = found.summary() if found else NO_RECORD if rectification_precedes() else WITHOUT_REG
         image = picture.record(found, theme) if found else draw.sentence(text, theme)

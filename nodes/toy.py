@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..reg.rectification import RECTIFICATIONS, named
 from . import draw
+from .checks import require_latent, require_numbers
 from .options import DEFAULTS
 
 SEED = 22  # the default mixture: of 32, the nearest to the median distances of no guidance, CFG and REG
@@ -86,6 +87,7 @@ class REGToy(io.ComfyNode):
     def execute(
         cls, experiment="samples", rectification=DEFAULTS.rectification, cfg=4.0, sigma=0.7, seed=SEED
     ) -> io.NodeOutput:
+        require_numbers(cfg=cfg, sigma=sigma)
         return _shown(cls, draw.image(_figure(experiment, named(rectification).name, cfg - 1, sigma, seed)))
 
 
@@ -170,6 +172,8 @@ class REGToyPlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, cfg=4.0, seed=SEED) -> io.NodeOutput:
+        require_latent("samples", samples)
+        require_numbers(cfg=cfg)
         points = samples["samples"]
         if points.ndim != 4 or points.shape[1:] != (2, 1, 1):
             raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")

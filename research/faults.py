@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import comfy.latent_formats
@@ -25,7 +25,6 @@ import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.supported_models_base
-import server  # noqa: F401  (a first warning imports it, and what is there from the start is not looked through)
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import CoreModelPatcher
@@ -437,15 +436,18 @@ def main() -> int:
         print(row(name, outcomes[name]), flush=True)
         for example in outcomes[name].examples[:5]:
             print("  ", example, file=sys.stderr)
-    total = Outcome()
-    for outcome in outcomes.values():
-        for count in ("events", "injected", "went_on", "ended", "other", "swallowed", "leaked", "changed"):
-            setattr(total, count, getattr(total, count) + getattr(outcome, count))
-    print(row("all", total))
-    if arguments.output:
-        command = shlex.join(["python3", "dev.py", "faults", *sys.argv[1:]])
-        rows = "\n".join([HEADER, *(row(name, outcome) for name, outcome in {**outcomes, "all": total}.items())])
-        minutes = (time.monotonic() - started) / 60
-        text = f"Made by `{command}` in {minutes:.0f} minutes, torch {torch.__version__}.\n\n{rows}\n"
-        arguments.output.write_text(text, encoding="utf-8")
-    return int(total.bad > 0)
+        if arguments.output:  # after each mode: who stops it keeps those that are done, and can ask for the others
+            arguments.output.write_text(page(outcomes, (time.monotonic() - started) / 60), encoding="utf-8")
+    print(row("all", total(outcomes)))
+    return int(total(outcomes).bad > 0)
+
+
+def total(outcomes: dict[str, Outcome]) -> Outcome:
+    counts = [field.name for field in fields(Outcome) if field.name != "examples"]
+    return Outcome(*(sum(getattr(outcome, count) for outcome in outcomes.values()) for count in counts))
+
+
+def page(outcomes: dict[str, Outcome], minutes: float) -> str:
+    command = shlex.join(["python3", "dev.py", "faults", *sys.argv[1:]])
+    rows = "\n".join([HEADER, *(row(name, outcome) for name, outcome in outcomes.items()), row("all", total(outcomes))])
+    return f"Made by `{command}` in {minutes:.0f} minutes, torch {torch.__version__}.\n\n{rows}\n"

@@ -46,6 +46,11 @@ STEP = 0.03  # of the differences that a gradient is compared with
 LIMITS = {"fp32": 0.01, "tf32": 0.02, "fp16": 0.05, "bf16": 0.1, "fp8 weights": 0.1}  # by precision, of D and of Jᵀ1
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES["fp8 weights"] = torch.bfloat16  # what they are computed in
+READING = (  # from the device, in words
+    "A run reads whether its evaluations agree with ComfyUI's, with differences also whether a probe may be in their batch, "
+    "and where the next measurement depends on it, whether the ones before said something; with random weights some never "
+    "do, and then each third step reads. A range reads each sigma, since it decides which passes are made."
+)
 SECONDS = {"cost": 300}  # what is left out when they are over is named
 # What waits for the device: dispatched ops (in inference mode PyTorch shows the outermost), and methods that show none.
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
@@ -415,7 +420,8 @@ def page(known: dict, real: dict, seconds: float) -> tuple[str, bool]:
     return (
         f"# On a GPU\n\nMade by `{shlex.join(['python3', 'dev.py', 'gpu', *sys.argv[1:]])}`. **{where}**, torch "
         f"{torch.__version__}, Python {platform.python_version()}. Random weights.{lacks}\n\n## Is it right?\n\n"
-        f"Numbers are relative: |found − expected| / |expected|.\n\n{table}\n\n## Does it wait for the device?\n\n{reads}\n\n"
+        f"Numbers are relative: |found − expected| / |expected|.\n\n{table}\n\n## Does it wait for the device?\n\n"
+        f"{READING}\n\n{reads}\n\n"
         f"## What does it cost?\n\nBatch 1, Euler, cfg 5, {str(dtype).removeprefix('torch.')}, one round. Runs with "
         f"doubling gaps measure at steps {gaps} of 30.\n\n{sections}\n"
     ), good

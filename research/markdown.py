@@ -1,15 +1,21 @@
 """Tables as Markdown."""
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def table(rows: Iterable[Iterable], columns: Iterable[str]) -> str:
     """Rows of text, as it is."""
-    return of(pd.DataFrame(rows, columns=list(columns)))
+    return tabulate(list(rows), list(columns), tablefmt="pipe", disable_numparse=True)
 
 
 def of(frame: pd.DataFrame) -> str:
     """A frame of text, as it is, without its index; what is missing is left empty."""
-    return frame.fillna("").to_markdown(index=False, disable_numparse=True)
+    return table(frame.fillna("").to_numpy(), frame.columns)

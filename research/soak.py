@@ -1,4 +1,8 @@
-"""`python3 dev.py soak`: many mixed prompts in one server, with REG and without; what grows. A Markdown table."""
+"""`python3 dev.py soak`: many mixed prompts in one server, with REG and without; what grows. A Markdown table.
+
+What a process holds of the machine's memory rises and falls by more than a leak would add, as its allocator keeps what is
+freed. So the server is asked, too, what is in use: after a collection, by the GNU C library's count.
+"""
 
 import argparse
 import random
@@ -7,12 +11,14 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from ..devtools import workflow
 from ..devtools.client import PromptError
 from ..devtools.server import Server
+from . import markdown
 
 STEPS = 4
 PROMPT = {"shape": "square", "colour": "green", "background": "light", "count": "1"}
@@ -69,45 +75,105 @@ def mixed(server, seed: int, reg: bool) -> None:
             raise
 
 
-def soak(prompts: int, every: int, reg: bool) -> list[tuple[int, float, int, int]]:
-    """After each `every` prompts: how many, megabytes of memory, threads and open files of a server of its own."""
-    rows = []
+PROBE = '''"""A pack without nodes, by which a server tells what is in use."""
+
+import ctypes
+import gc
+import sys
+
+import torch
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+COUNTS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in COUNTS.split()]
+
+
+@PromptServer.instance.routes.get("/in_use")
+async def in_use(request):
+    gc.collect()
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = Heap
+    heap = count()
+    tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    heap_bytes = heap.uordblks + heap.hblkhd  # small objects of Python's are not in it
+    return web.json_response({"heap": heap_bytes / 1e6, "objects": sys.getallocatedblocks(), "tensors": tensors})
+'''
+
+
+class Reading(NamedTuple):
+    """Of a server, after so many prompts."""
+
+    prompts: int
+    resident: float  # MB of the machine's memory
+    heap: float  # MB in use
+    objects: int  # of Python's
+    tensors: int
+    threads: int
+    files: int
+
+
+def read(prompts: int, client, process: psutil.Process) -> Reading:
+    held = client.session.get(f"{client.url}/in_use").json()
+    resident = process.memory_info().rss / 1e6
+    return Reading(prompts, resident, **held, threads=process.num_threads(), files=process.num_fds())
+
+
+def soak(prompts: int, every: int, reg: bool) -> list[Reading]:
+    """What a server of its own holds after each `every` prompts."""
+    readings = []
     with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "custom_nodes", "probe")
+        probe.mkdir(parents=True)
+        (probe / "__init__.py").write_text(PROBE, encoding="utf-8")
         server = Server(Path(folder))
         with server as client:
             process = psutil.Process(server.process.pid)
             for seed in range(prompts):
                 mixed(client, seed, reg)
                 if (seed + 1) % every == 0:
-                    rows.append((seed + 1, process.memory_info().rss / 1e6, process.num_threads(), process.num_fds()))
-                    print("with REG" if reg else "plain", *rows[-1], flush=True)
-    return rows
+                    readings.append(read(seed + 1, client, process))
+                    print("with REG" if reg else "plain", *readings[-1], flush=True)
+    return readings
 
 
-def growth(rows: list[tuple]) -> float:
-    """Megabytes for each 100 prompts, over the second half: the median slope between pairs (Theil and Sen)."""
-    half = rows[len(rows) // 2 :]
+def growth(readings: list[Reading], what: str) -> float:
+    """For each 100 prompts, over the second half: the median slope between pairs (Theil and Sen)."""
+    half = [(reading.prompts, getattr(reading, what)) for reading in readings[len(readings) // 2 :]]
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(half) for b in half[i + 1 :]]
     return 100 * statistics.median(slopes) if slopes else 0.0
 
 
+def page(both: dict[str, list[Reading]]) -> str:
+    """Markdown: what grew, and the readings."""
+    command = shlex.join(["python3", "dev.py", "soak", *sys.argv[1:]])
+    grown = [
+        [name, f"{growth(r, 'heap'):+.1f} MB", f"{growth(r, 'objects'):+.0f}", f"{growth(r, 'tensors'):+.0f}"]
+        for name, r in both.items()
+    ]
+    columns = ["prompts", "resident, MB", "in use, MB", "Python's objects", "tensors", "threads", "files"]
+    parts = [
+        markdown.table(grown, ["for each 100 prompts, over the second half", "in use", "Python's objects", "tensors"])
+    ]
+    for name, readings in both.items():
+        rows = [[str(r.prompts), f"{r.resident:.0f}", f"{r.heap:.1f}", *map(str, r[3:])] for r in readings]
+        parts.append(f"{name}:\n\n{markdown.table(rows, columns)}")
+    return f"Made by `{command}`.\n\n" + "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dev.py soak", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dev.py soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--every", type=int, default=25, help="prompts between two readings")
+    parser.add_argument("--every", type=int, default=30, help="prompts between two readings; the mix repeats after 30")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
-    both = {name: soak(arguments.prompts, arguments.every, name == "REG") for name in ("plain", "REG")}
-    lines = [
-        "| prompts | plain: MB | threads | files | with REG: MB | threads | files |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for plain, reg in zip(*both.values(), strict=True):
-        lines.append(f"| {plain[0]} | {plain[1]:.0f} | {plain[2]} | {plain[3]} | {reg[1]:.0f} | {reg[2]} | {reg[3]} |")
-    grown = ", ".join(f"{name} {growth(rows):+.1f}" for name, rows in both.items())
-    command = shlex.join(["python3", "dev.py", "soak", *sys.argv[1:]])
-    text = f"Made by `{command}`. MB for each 100 prompts, over the second half: {grown}.\n\n"
-    text += "\n".join(lines) + "\n"
+    text = page({name: soak(arguments.prompts, arguments.every, name == "with REG") for name in ("plain", "with REG")})
     print(text)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")

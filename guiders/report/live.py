@@ -1,6 +1,7 @@
 """What a run tells its user: one line in the log, and on the node that is sampling."""
 
 import logging
+import sys
 import textwrap
 import time
 
@@ -35,10 +36,8 @@ def show(message: str) -> None:
 
 
 def _server():
-    """ComfyUI's server, if this is one."""
-    from server import PromptServer  # only there, and cheap, inside ComfyUI's server
-
-    return getattr(PromptServer, "instance", None)
+    """ComfyUI's server, if this is one: it is imported there."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 class CfgMean:

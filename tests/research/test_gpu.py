@@ -1,6 +1,8 @@
 """`dev.py gpu` on this machine: all of it, small; and that it would see what is wrong."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +70,50 @@ def test_every_read_is_counted():
             with context(), gpu.Waits() as values, gpu.Reads() as tensors:
                 read()
             assert values.count + tensors.count == 1, read
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions, requires
+from re import match
+
+from devtools.carried import THERE_ALREADY, WHEELS
+
+def plain(name):
+    return name.lower().replace("_", "-")
+
+modules = {module: set(map(plain, names)) for module, names in packages_distributions().items()}
+there, left = set(WHEELS.values()), list(THERE_ALREADY)
+while left:
+    name = plain(left.pop())
+    if name not in there and any(name in names for names in modules.values()):
+        there.add(name)
+        left += [match(r"[\\w.-]+", line).group() for line in requires(name) or () if "extra ==" not in line]
+gone = {module for module, names in modules.items() if not names & there}
+assert {"pandas", "scipy", "aiohttp"} <= gone and not {"torch", "sympy"} & gone
+
+class Bare:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if path is None and name in gone else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+from research import start
+from pack.guiders.report.live import warn_user
+from pack.research import gpu
+from pack.research.benchmarks import models
+warn_user("without a server")
+print(gpu.STANDING_IN, models.architectures(False)["wan2.1"].build(gpu.DTYPES["bf16"]).model.model_type)
+"""
+
+
+def test_it_needs_pytorch_numpy_and_what_is_carried():
+    """Where nothing else can be imported."""
+    found = subprocess.run([sys.executable, "-P", "-c", BARE], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "'PIL', 'aiohttp'" in found.stdout and "FLOW" in found.stdout
+    assert "REG: without a server" in found.stderr
 
 
 def test_a_wrong_gradient_is_seen(wan, monkeypatch):

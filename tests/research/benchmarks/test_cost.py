@@ -46,7 +46,7 @@ def costs(monkeypatch):
     network = by_hand.Narrowing()
     monkeypatch.setattr(cost, "GPU", False)  # where this model is not
     with counted(network) as passes:
-        monkeypatch.setattr(cost, "now", lambda: float(sum(passes.values())))
+        monkeypatch.setattr(cost, "moment", lambda: float(sum(passes.values())))
         yield cost.measure(Tiny(network), torch.float32, rounds=2)
 
 
