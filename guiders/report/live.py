@@ -1,7 +1,6 @@
 """What a run tells its user: one line in the log, and on the node that is sampling."""
 
 import logging
-import sys
 import textwrap
 import time
 
@@ -30,14 +29,17 @@ def warn_user(message: str) -> None:
 
 def show(message: str) -> None:
     """Show a line on the node being executed, to the one who queued it, if a server is running one."""
-    context, server = get_executing_context(), _server()
-    if context is not None and server is not None and server.client_id is not None:
+    context = get_executing_context()
+    server = None if context is None else _server()
+    if server is not None and server.client_id is not None:
         server.send_progress_text(f"REG: {message}", context.node_id, server.client_id)
 
 
 def _server():
-    """ComfyUI's server, if this is one: it is imported there."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    """ComfyUI's server, if this is one."""
+    from server import PromptServer  # where nodes are executed it is there, and cheap; elsewhere it brings a great deal
+
+    return getattr(PromptServer, "instance", None)
 
 
 class CfgMean:
