@@ -93,6 +93,15 @@ def curve(axes, means: pd.DataFrame, rule: str, colour: str, label: str) -> None
     axes.plot(points.accuracy, points.target, "o-", color=colour, label=label, markersize=4)
 
 
+def equally_obedient(means: pd.DataFrame) -> list[str]:
+    """Sections on where rules have the same condition accuracy; they need several cfgs."""
+    return [
+        f"## Where both have the same condition accuracy\n\n{at_equal_accuracy(means)}",
+        f"## All, at equal condition accuracy\n\nDistance to the target:\n\n{equal_accuracy(means)}",
+        f"The same less CFG's, in pairs:\n\n{equal_accuracy(means, 'cfg')}",
+    ]
+
+
 def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: int) -> None:
     """stacked.md, stacked.csv and stacked.png in a folder."""
     output.mkdir(parents=True, exist_ok=True)
@@ -108,9 +117,7 @@ def write(studio: Studio, cells: list[Cell], output: Path, command: str, jobs: i
         f"{cells[0].sampler}, {cells[0].steps} steps. Distance to the exact target, in brackets the condition accuracy; "
         "then what REG on it changes, with 95 % intervals in pairs, and the accuracy then. Bold is beyond 0.",
         *(f"## cfg {cfg:g}\n\n{by_cfg(means, cfg)}" for cfg in cfgs),
-        f"## Where both have the same condition accuracy\n\n{at_equal_accuracy(means)}",
-        f"## All, at equal condition accuracy\n\nDistance to the target:\n\n{equal_accuracy(means)}",
-        f"The same less CFG's, in pairs:\n\n{equal_accuracy(means, 'cfg')}",
+        *(equally_obedient(means) if reached(means) else ()),
         "![Distance over accuracy](stacked.png)",
     ]
     (output / "stacked.md").write_text("\n\n".join(parts) + "\n")
