@@ -68,7 +68,7 @@ LAID = (*rules.BASES, *rules.STACKED)
 LAID_ON_AUTO = tuple(name for name in rules.AUTO if name == "autoguidance" or "+" in name)
 AT_FIRST = tuple(name for name in LAID if name.split(" + ")[0] in ("cfg", rules.BEST[0], "c2fg", "apg"))
 STACKED = (  # whether REG on other guidance is nearer than that guidance alone
-    Part(ALL, (5.0, 8.0), AT_FIRST, (0,)),
+    Part(ALL, (5.0, 8.0, 3.0), AT_FIRST, (0,)),
     *(Part(ALL, (5.0, 8.0, 3.0), names, (seed,)) for seed in range(8) for names in (LAID, NEW_PEERS + LAID_ON_AUTO)),
     Part(ALL, (5.0,), ("characteristic",), tuple(range(8))),
 )
