@@ -52,8 +52,8 @@ class REGDemoModel(io.ComfyNode):
                     options=present(),
                     default="full",
                     optional=True,
-                    tooltip="full draws best. weak is full after a third of its training: the weak model of AutoGuidance. A clone "
-                    "of the repository also has eps, which predicts the noise, and flow, which predicts the velocity.",
+                    tooltip="full draws best. weak is full after a third of its training: the weak model of AutoGuidance. A "
+                    "clone of the repository also has eps, which predicts the noise, and flow, which predicts the velocity.",
                 )
             ],
             outputs=[

@@ -73,7 +73,9 @@ def plot(means: pd.DataFrame, path: Path) -> None:
     laid = pairs(means)
     bases = list(dict.fromkeys(guidance for guidance, _ in laid))
     figure = Figure(figsize=(14, 3.6 * -(-len(bases) // COLUMNS)), layout="constrained")
-    panels = figure.subplots(-(-len(bases) // COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(-(-len(bases) // COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(bases) :]:
+        axes.set_axis_off()
     for axes, base in zip(panels, bases, strict=False):
         curve(axes, means, "cfg", "#bbbbbb", "CFG")
         curve(axes, means, base, COLOURS["alone"], "alone")
