@@ -1,14 +1,13 @@
 """Pictures of short runs under CFG and REG's rhythms: `python3 dev.py few-steps`."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from .quality.cells import Cell, Studio
-from .quality.sweep import OUTPUT, WEIGHTS
+from .quality.sweep import CACHE, OUTPUT, WEIGHTS
 
 STEPS = (4, 8, 12)
 RULES = {  # of research.quality.rules: what the rows are called
@@ -41,6 +40,5 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=7.0)
     parser.add_argument("--output", type=Path, default=OUTPUT / "few-steps.jpg")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        figure = draw(Studio(arguments.weights, Path(cache)), arguments.prompt, arguments.cfg)
+    figure = draw(Studio(arguments.weights, CACHE), arguments.prompt, arguments.cfg)
     figure.savefig(arguments.output, dpi=80, pil_kwargs={"quality": 88})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,6 +10,7 @@ from comfy.samplers import calc_cond_batch
 from torch import Tensor
 
 from ...demo import models
+from ...guiders.step import alpha
 
 ITERATIONS = 5  # of characteristic guidance
 STARTED = 0.4  # share of the steps that Gibbs-like guidance begins with, as in its authors' configuration
@@ -59,10 +59,10 @@ def characteristic(model: ModelPatcher, cfg: float) -> ModelPatcher:
 
     x is counted as the picture plus noise; a flow model's own x is that times 1 − sigma.
     """
-    w = cfg - 1
+    w, sampling = cfg - 1, model.get_model_object("model_sampling")
 
     def guided(executor, x, sigma, model_options, seed):
-        denoise, scale = predictions(executor.class_obj, sigma, model_options), picture_scale(model, sigma)
+        denoise, scale = predictions(executor.class_obj, sigma, model_options), alpha(sampling, sigma, x)
         delta = torch.zeros_like(x)
         for _ in range(ITERATIONS):
             d_c, d_u = denoise("positive", x + scale * w * delta), denoise("negative", x + scale * cfg * delta)
@@ -94,12 +94,6 @@ def rectified_cfg(model: ModelPatcher, cfg: float) -> ModelPatcher:
 def predictions(guider, sigma: Tensor, model_options: dict) -> Callable[[str, Tensor], Tensor]:
     """(name of the cond, x) -> its prediction at sigma."""
     return lambda name, x: calc_cond_batch(guider.inner_model, [guider.conds[name]], x, sigma, model_options)[0]
-
-
-def picture_scale(model: ModelPatcher, sigma: Tensor) -> Tensor | float:
-    """By how much the picture is scaled in x."""
-    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
-    return 1 - sigma.flatten()[0] if flow else 1.0
 
 
 def predicting(model: ModelPatcher, guided: Callable) -> ModelPatcher:

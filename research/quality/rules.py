@@ -43,20 +43,31 @@ class Exponential:
         return lambda sigma: 1 + rule(percent_of(sigma, sampling.percent_to_sigma), sigma)
 
 
+@dataclass(frozen=True)
+class Base:
+    """Guidance that REG can be laid on: another pack's node, or a schedule by cfg."""
+
+    node: Patch = lambda model, cfg: model
+    schedule: Callable[[float], object] = lambda cfg: None
+
+    def under(self, **options) -> Patch:
+        """This guidance with REG of these options upon it."""
+        return lambda model, cfg: on_model(self.node(model, cfg), Options(schedule=self.schedule(cfg), **options))
+
+
 def rectified(**options) -> Patch:
-    """REG with these options."""
-    return lambda model, cfg: on_model(model, Options(**options))
+    """CFG under REG with these options."""
+    return Base().under(**options)
 
 
 def scheduled(schedule: Callable[[float], object]) -> Patch:
     """Guidance by a schedule of that cfg, without rectification."""
-    return lambda model, cfg: on_model(model, Options(strength=0.0, schedule=schedule(cfg)))
+    return Base(schedule=schedule).under(strength=0.0)
 
 
 def interval(start: float, end: float, **options) -> Patch:
     """CFG within these percents of the run (arXiv 2404.07724), rectified with these options or not at all."""
-    options = options or {"strength": 0.0}
-    return lambda model, cfg: on_model(model, Options(schedule=within(start, end, cfg), **options))
+    return Base(schedule=lambda cfg: within(start, end, cfg)).under(**options or {"strength": 0.0})
 
 
 def within(start: float, end: float, cfg: float) -> GuidanceSchedule:
@@ -71,18 +82,6 @@ def on(base: str, rule: str) -> str:
 def named(rule: str, ends: tuple[float, float]) -> str:
     """The name of a rule within an interval."""
     return f"{rule} {ends[0]:g} to {ends[1]:g}"
-
-
-@dataclass(frozen=True)
-class Base:
-    """Guidance that REG can be laid on: another pack's node, or a schedule by cfg."""
-
-    node: Patch = lambda model, cfg: model
-    schedule: Callable[[float], object] = lambda cfg: None
-
-    def under(self, **options) -> Patch:
-        """This guidance with REG of these options upon it."""
-        return lambda model, cfg: on_model(self.node(model, cfg), Options(schedule=self.schedule(cfg), **options))
 
 
 class Adaptive:
@@ -172,7 +171,7 @@ RULES: dict[str, Patch] = {
     "cfg": plain,
     **{named("interval", ends): interval(*ends) for ends in INTERVALS},
     **{named("ratio in", ends): interval(*ends, **RATIO) for ends in INTERVALS},
-    "c2fg": scheduled(Exponential),
+    "c2fg": scheduled(BASES["c2fg"].schedule),
     "adaptive": adaptive,
     "rescale": lambda model, cfg: RescaleCFG().patch(model, 0.7)[0],
     "apg": BASES["apg"].node,

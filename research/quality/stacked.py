@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ...lab.figures import COLOURS
 from .. import markdown
 from . import rules
 from .cells import Cell, Studio
 from .contest import at_accuracy, equal_accuracy, reached
 from .tables import REPLICATED, interval, over_prompts, table
 
-COLOURS = {"alone": "#D55E00", "elementwise": "#0072B2", "ratio": "#CC79A7", "jacobian": "#009E73"}
 COLUMNS = 4  # of the plot
 
 
@@ -78,7 +78,7 @@ def plot(means: pd.DataFrame, path: Path) -> None:
         axes.set_axis_off()
     for axes, base in zip(panels, bases, strict=False):
         curve(axes, means, "cfg", "#bbbbbb", "CFG")
-        curve(axes, means, base, COLOURS["alone"], "alone")
+        curve(axes, means, base, COLOURS["cfg"], "alone")
         for rule in (rule for guidance, rule in laid if guidance == base):
             curve(axes, means, rules.on(base, rule), COLOURS[rule], f"+ {rule}")
         axes.set_title(base)
