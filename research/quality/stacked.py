@@ -11,7 +11,7 @@ from .. import markdown
 from . import rules
 from .cells import Cell, Studio
 from .contest import at_accuracy, equal_accuracy, reached
-from .tables import REPLICATED, interval, over_prompts, table
+from .tables import REPLICATED, distance, interval, over_prompts, signed, table
 
 COLUMNS = 4  # of the plot
 
@@ -27,8 +27,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> str:
     low, high = interval(less[0], less[1:])
     if np.isnan(less[0]):
         return ""
-    text = f"{less[0]:+.3f} ({low:+.3f} to {high:+.3f})"
-    return f"**{text}**" if low * high > 0 else text
+    return f"**{signed(less)}**" if low * high > 0 else signed(less)
 
 
 def by_cfg(means: pd.DataFrame, cfg: float) -> str:
@@ -45,14 +44,9 @@ def by_cfg(means: pd.DataFrame, cfg: float) -> str:
         for rule in rectifications:
             name = rules.on(guidance, rule)
             found = at.loc[name] if name in at.index else None
-            row.append("" if found is None else f"{difference(line(found), line(alone))}, {found.accuracy:.2f}")
+            row.append("" if found is None else f"{difference(distance(found), distance(alone))}, {found.accuracy:.2f}")
         rows.append(row)
     return markdown.table(rows, ["guidance", "alone (accuracy)", *(f"+ {rule}" for rule in rectifications)])
-
-
-def line(row: pd.Series) -> np.ndarray:
-    """The distance and its replicates, [1 + draws]."""
-    return np.array([row.target, *row["target replicates"]])
 
 
 def at_equal_accuracy(means: pd.DataFrame) -> str:

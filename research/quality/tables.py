@@ -113,13 +113,18 @@ def over_cfg(means: pd.DataFrame) -> str:
     base = means[means.rule == "cfg"].set_index("cfg")
     others = means[(means.rule != "cfg") & means.cfg.isin(base.index)]
 
-    def entry(row: pd.Series) -> str:
-        other = base.loc[row.cfg]
-        less = row.target - other.target
-        low, high = interval(less, row["target replicates"] - other["target replicates"])
-        return f"{less:+.3f} ({low:+.3f} to {high:+.3f})"
+    return by_rule_and_cfg(others, lambda row: signed(distance(row) - distance(base.loc[row.cfg])))
 
-    return by_rule_and_cfg(others, entry)
+
+def distance(row: pd.Series) -> np.ndarray:
+    """Of a row of means to the target, and its replicates: [1 + draws]."""
+    return np.array([row.target, *row["target replicates"]])
+
+
+def signed(less: np.ndarray) -> str:
+    """A difference [1 + draws] with its interval."""
+    low, high = interval(less[0], less[1:])
+    return f"{less[0]:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def rules_by_cfg(means: pd.DataFrame, name: str) -> str:
