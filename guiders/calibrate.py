@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reg import estimators, per_sample, rectification
 from ..reg.profile import RANGES, Profile
-from .checks import describe, relative_step
+from .checks import check_prompt, describe, relative_step
 from .patches import OURS
 from .step import alpha
 
@@ -42,8 +42,7 @@ def calibrate(
         if not 2 <= number <= most:
             raise ValueError(f"REG: {what} must be between 2 and {most}, not {number}.")
     for what, conditioning in (("positive", positive), ("negative", negative)):
-        if not isinstance(conditioning, list):
-            raise ValueError(f"REG: what is connected as {what} is no conditioning: connect a prompt.")
+        check_prompt(what, conditioning)
         if not conditioning:
             raise ValueError(f"REG: the {what} conditioning is empty: connect a prompt.")
     if not 1 <= cfg <= 100:

@@ -1,4 +1,4 @@
-"""What must be true of a model and a latent before a run, and how precisely the model computes."""
+"""What must be true of a prompt, a model and a latent before a run, and how precisely the model computes."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ NO_DENOISER = "REG: this model has no denoiser: connect a diffusion model, as a 
 # of another size, and far below what a patch does that tells them apart.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 ROUGH = 0.15  # networks that compute on 8 or 4 bits, whose rounding depends on what else is in the batch
+
+
+def check_prompt(name: str, conditioning: list) -> None:
+    """Raises ValueError: it is no conditioning."""
+    parts = conditioning if isinstance(conditioning, list) else [None]
+    if not all(isinstance(part, list | tuple) and len(part) == 2 and isinstance(part[1], dict) for part in parts):
+        raise ValueError(f"REG: what is connected as {name} is no conditioning: connect a prompt.")
 
 
 def check_model(model) -> None:

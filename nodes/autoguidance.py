@@ -5,7 +5,8 @@ from comfy_api.latest import io
 
 from ..guiders.attach import on_model
 from ..guiders.autoguidance import AutoGuider
-from .checks import require_numbers, require_prompt
+from ..guiders.checks import check_prompt
+from .checks import require_numbers
 from .options import checked_before_anything_loads, option_inputs, options_of, sampled_anew_for_a_report
 
 WEAKER = "connect a smaller or less trained model of the same family, or this one without its LoRA, to weak_model."
@@ -70,9 +71,9 @@ class REGAutoGuider(io.ComfyNode):
     def execute(
         cls, model, weak_model, positive, cfg=2.0, negative=None, negative_share=0.5, **options
     ) -> io.NodeOutput:
-        require_prompt("positive", positive)
+        check_prompt("positive", positive)
         if negative is not None:
-            require_prompt("negative", negative)
+            check_prompt("negative", negative)
         require_numbers(cfg=cfg, negative_share=negative_share)
         if weak_model is model:
             raise ValueError(

@@ -3,13 +3,6 @@
 import math
 
 
-def require_prompt(name: str, conditioning: list) -> None:
-    """Raises ValueError: it is no conditioning."""
-    parts = conditioning if isinstance(conditioning, list) else [None]
-    if not all(isinstance(part, list | tuple) and len(part) == 2 and isinstance(part[1], dict) for part in parts):
-        raise ValueError(f"REG: what is connected as {name} is no conditioning: connect a prompt.")
-
-
 def require_latent(name: str, latent: dict) -> None:
     """Raises ValueError: it is no latent."""
     if not isinstance(latent, dict) or not hasattr(latent.get("samples"), "is_nested"):

@@ -4,7 +4,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..guiders.attach import RectifiedSampler, on_model
-from .checks import require_numbers, require_prompt
+from ..guiders.checks import check_prompt
+from .checks import require_numbers
 from .options import checked_before_anything_loads, option_inputs, options_of, sampled_anew_for_a_report
 
 ALIASES = ["rectified gradient guidance", "cfg", "guidance", "REG"]
@@ -68,8 +69,8 @@ class REGGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, cfg=5.0, **options) -> io.NodeOutput:
-        require_prompt("positive", positive)
-        require_prompt("negative", negative)
+        check_prompt("positive", positive)
+        check_prompt("negative", negative)
         require_numbers(cfg=cfg)
         guider = comfy.samplers.CFGGuider(on_model(model, options_of(**options)))
         guider.set_conds(positive, negative)
