@@ -7,6 +7,7 @@ test. Its errors on fresh drawn pictures are in the header of its weights.
 import argparse
 import json
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -182,6 +183,9 @@ def load(path: Path = WEIGHTS) -> Decoder:
             raise ValueError(f"the decoder is for world {version}, not {world.VERSION}: python3 dev.py decode")
         decoder.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
     return decoder.eval()
+
+
+load_once = cache(load)  # in each process
 
 
 def main() -> None:

@@ -19,17 +19,13 @@ COMPONENTS = 16  # of the features, for the Fréchet distance
 
 
 @dataclass
-class Read:
-    """What can be said of each picture alone; arrays over pictures."""
+class Seen:
+    """The attributes seen in each picture, and what follows from them; arrays over pictures."""
 
     decoded: decode.Decoded
-    features: np.ndarray  # [n, 96]
-    clipped: np.ndarray  # [n] share of values beyond the range
-    chroma: np.ndarray  # [n] the strongest colour in it; 0.72 in the world
-    off: np.ndarray  # [n] root mean square distance to the same attributes drawn by the world, 0 to 1
 
     def __len__(self) -> int:
-        return len(self.clipped)
+        return len(self.decoded.shape)
 
     @cached_property
     def place(self) -> tuple[np.ndarray, ...]:
@@ -41,6 +37,16 @@ class Read:
     def colours(self) -> np.ndarray:
         """p(colour | picture), [n, colour]."""
         return posterior()[(slice(None), *self.place)].T
+
+
+@dataclass
+class Read(Seen):
+    """All that can be said of each picture alone; arrays over pictures."""
+
+    features: np.ndarray  # [n, 96]
+    clipped: np.ndarray  # [n] share of values beyond the range
+    chroma: np.ndarray  # [n] the strongest colour in it; 0.72 in the world
+    off: np.ndarray  # [n] root mean square distance to the same attributes drawn by the world, 0 to 1
 
 
 posterior = lru_cache(target.colour_posterior)
@@ -77,7 +83,7 @@ def units() -> dict[str, float]:
     return {name: spread(name) for name in target.CONTINUOUS}
 
 
-def distances(sampled: Read, index: np.ndarray, exact: dict[str, target.Distribution]) -> np.ndarray:
+def distances(sampled: Seen, index: np.ndarray, exact: dict[str, target.Distribution]) -> np.ndarray:
     """Of each attribute's distribution over sampled[index] to the exact one: index [n, draws] -> [attribute, draws].
 
     Total variation of what is discrete, Wasserstein-1 over the world's spread of the rest.
@@ -85,7 +91,7 @@ def distances(sampled: Read, index: np.ndarray, exact: dict[str, target.Distribu
     return np.stack([_distance(name, sampled, index, exact[name]) for name in ATTRIBUTES])
 
 
-def _distance(name: str, sampled: Read, index: np.ndarray, exact: target.Distribution) -> np.ndarray:
+def _distance(name: str, sampled: Seen, index: np.ndarray, exact: target.Distribution) -> np.ndarray:
     if name == "colour":
         return np.abs(sampled.colours[index].mean(0) - exact.p).sum(-1) / 2
     values = getattr(sampled.decoded, name)[index]
@@ -113,12 +119,13 @@ def wasserstein(name: str, values: np.ndarray, weights: np.ndarray, exact: targe
     return found
 
 
+@lru_cache
 def draws(n: int) -> np.ndarray:
     """n pictures themselves, and bootstrap draws of them, the same for every rule: [n, 1 + RESAMPLES] indices."""
     return np.column_stack([np.arange(n), np.random.default_rng(0).integers(n, size=(n, RESAMPLES))])
 
 
-def accuracy(sampled: Read, prompt: dict) -> np.ndarray:
+def accuracy(sampled: Seen, prompt: dict) -> np.ndarray:
     """p(prompt | picture) of each picture, by Bayes' rule on what is visible: [n]."""
     return target.prompt_likelihood(prompt)[sampled.place]
 
@@ -163,6 +170,7 @@ def frechet(sampled: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sum(a.mean(0) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root))
 
 
+@lru_cache
 @lru_cache
 def floor(n: int, w: float, prompt: tuple, repeats: int = 20) -> float:
     """The mean distance of n exact draws, by attribute alone: what a perfect rule would score."""

@@ -4,8 +4,9 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -16,8 +17,10 @@ from comfy.model_base import ModelType
 from tqdm import tqdm
 
 from ...demo import models
+from .. import decode
 from . import rules
 from .cells import MORE_PROMPTS, PROMPTS, SEARCH_SEEDS, WEAK, Cell, Studio
+from .readings import Readings
 
 WEIGHTS = Path(models.__file__).parent / "weights" / "demo.safetensors"
 CACHE = Path.home() / ".cache" / "comfyui-reg" / "quality"
@@ -66,10 +69,14 @@ PARTS = (  # the most informative first
 NEW_PEERS = ("gibbs-like", "rectified-cfg++")
 LAID = (*rules.BASES, *rules.STACKED)
 LAID_ON_AUTO = tuple(name for name in rules.AUTO if name == "autoguidance" or "+" in name)
-AT_FIRST = tuple(name for name in LAID if name.split(" + ")[0] in ("cfg", rules.BEST[0], "c2fg", "apg"))
-STACKED = (  # whether REG on other guidance is nearer than that guidance alone
-    Part(ALL, (5.0, 8.0, 3.0), AT_FIRST, (0,)),
-    *(Part(ALL, (5.0, 8.0, 3.0), names, (seed,)) for seed in range(8) for names in (LAID, NEW_PEERS + LAID_ON_AUTO)),
+STACKED = (  # whether REG on other guidance is nearer than that guidance alone: 64 pictures of each at a time
+    *(
+        Part(ALL, cfgs, names, (seed,))
+        for seeds in ((0, 1), (2, 3), (4, 5), (6, 7))
+        for cfgs in ((5.0,), (8.0, 3.0))
+        for seed in seeds
+        for names in (LAID, NEW_PEERS + LAID_ON_AUTO)
+    ),
     Part(ALL, (5.0,), ("characteristic",), tuple(range(8))),
 )
 STACKED_SAMPLER = {"sampler": "dpmpp_2m", "steps": 10}
@@ -80,30 +87,40 @@ def cells(model: str, parts: tuple[Part, ...] = PARTS, **options) -> list[Cell]:
     return list(dict.fromkeys(cell for part in parts for cell in part.cells(model, **options)))
 
 
-def has_weak(weights: Path) -> bool:
-    """Whether the weak model is one of the same kind."""
-    return models.config_of(weights).prediction == models.config_of(WEAK).prediction
+def fit(cells: list[Cell], weights: Path) -> list[Cell]:
+    """The cells whose rules are for such a network, those of the weak model only where it is one of the same kind."""
+    prediction, weak = (models.config_of(path).prediction for path in (weights, WEAK))
+    flow = ("rectified-cfg++",) if prediction != ModelType.FLOW else ()
+    unfit = {*flow, *(rules.AUTO if prediction != weak else ())}
+    return [cell for cell in cells if cell.rule not in unfit]
 
 
-def fill(studio: Studio, wanted: list[Cell], minutes: float, jobs: int) -> list[Cell]:
-    """Sample what is missing for so long; gives the cells that are there."""
-    end = time.monotonic() + 60 * minutes
-    missing = [cell for cell in wanted if not studio.has(cell)] if minutes else []
-    with ProcessPoolExecutor(jobs) as pool:
-        progress = tqdm(pool.map(partial(make, studio.weights, studio.cache, end), missing), total=len(missing))
-        for _ in progress:
-            pass
-    return [cell for cell in wanted if studio.has(cell)]
+def fill(missing: list[Cell], make: Callable[[Cell], object], minutes: float, jobs: int) -> Iterator[tuple]:
+    """(cell, what was made of it) as soon as it is there, for so long; in several processes on processor cores only."""
+    torch.set_num_threads(1)
+    timed = partial(until, time.monotonic() + 60 * minutes, make)
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        made = tqdm((pool.map if pool else map)(timed, missing), total=len(missing))
+        yield from ((cell, result) for cell, result in zip(missing, made, strict=True) if result is not None)
 
 
-def make(weights: Path, cache: Path, end: float, cell: Cell) -> None:
-    """Sample one cell, in a process of its own, unless time is up."""
-    if time.monotonic() < end:
-        torch.set_num_threads(1)
-        studio_of(weights, cache).get(cell)
+def until(end: float, make: Callable[[Cell], object], cell: Cell) -> object | None:
+    """What is made of a cell; nothing when time is up."""
+    return make(cell) if time.monotonic() < end else None
 
 
 studio_of = lru_cache(Studio)  # one in each process
+
+
+def keep(weights: Path, cache: Path, cell: Cell) -> bool:
+    """Sample a cell into the cache."""
+    studio_of(weights, cache).get(cell)
+    return True
+
+
+def see(weights: Path, cache: Path, cell: Cell) -> decode.Decoded:
+    """Sample a cell, and read it."""
+    return decode.decode(decode.load_once(), studio_of(weights, cache).sample(cell).pictures)[0]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -120,6 +137,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def pictures(studio: Studio, arguments: argparse.Namespace) -> list[Cell]:
+    """Sample the sweep's pictures for as long as was said; the cells that are there."""
+    wanted = fit(cells(studio.digest, batch=arguments.batch, steps=arguments.steps), studio.weights)
+    missing = [cell for cell in wanted if not studio.has(cell)]
+    for _ in fill(missing, partial(keep, studio.weights, studio.cache), arguments.minutes, arguments.jobs):
+        pass
+    return [cell for cell in wanted if studio.has(cell)]
+
+
+def read(studio: Studio, readings: Readings, arguments: argparse.Namespace) -> list[Cell]:
+    """Sample and read the pictures of REG on other guidance for as long as was said; the cells that are there."""
+    wanted = fit(cells(studio.digest, STACKED, batch=arguments.batch, **STACKED_SAMPLER), studio.weights)
+    wanted = [cell for cell in wanted if cell.rule != "none"]
+    missing = [cell for cell in wanted if cell not in readings]
+    for cell, seen in fill(missing, partial(see, studio.weights, studio.cache), arguments.minutes, arguments.jobs):
+        readings.add(cell, seen)
+    return [cell for cell in wanted if cell in readings]
+
+
 def main() -> None:
     arguments = parse_arguments()
     output = arguments.output or OUTPUT / arguments.weights.stem
@@ -129,17 +165,12 @@ def main() -> None:
         from .. import facts
 
         return facts.write(studio.model, output, command)
-    sampler = STACKED_SAMPLER if arguments.stacked else {"steps": arguments.steps}
-    parts = STACKED if arguments.stacked else PARTS
-    wanted = cells(studio.digest, parts, batch=arguments.batch, **sampler)
-    if models.config_of(arguments.weights).prediction != ModelType.FLOW:
-        wanted = [cell for cell in wanted if cell.rule != "rectified-cfg++"]
-    if not has_weak(arguments.weights):
-        wanted = [cell for cell in wanted if cell.rule not in rules.AUTO]
-    there = fill(studio, wanted, arguments.minutes, arguments.jobs)
-    print(f"{len(there)} of {len(wanted)} cells")
+    readings = Readings(output / "readings")
+    there = read(studio, readings, arguments) if arguments.stacked else pictures(studio, arguments)
     if not any(cell.rule == "cfg" for cell in there):
         sys.exit("CFG, which the others are compared with, was not sampled yet: run it for longer.")
     from . import report, stacked
 
-    return (stacked if arguments.stacked else report).write(studio, there, output, command, arguments.jobs)
+    if arguments.stacked:
+        return stacked.write(readings, there, output, command)
+    return report.write(studio, there, output, command, arguments.jobs)

@@ -32,20 +32,26 @@ class Group:
 
     def row(self, reference: measures.Read, w: float) -> dict:
         """Numbers, and replicates of the distances."""
-        stated, n = parse_prompt(self.prompt), len(self.read)
-        row = {"prompt": self.prompt, "rule": self.rule, "cfg": 1 + w, "pictures": n, **self.cost}
-        for name, weight in (("target", w), ("conditional", 0.0)):
-            exact = measures.references(weight, tuple(stated.items()))
-            by_attribute = measures.distances(self.read, measures.draws(n), exact)
-            row[name], *row[f"{name} replicates"] = by_attribute.mean(0)
-            row |= {f"{name} {a}": d for a, d in zip(measures.ATTRIBUTES, by_attribute[:, 0], strict=True)}
-            row[f"{name} floor"] = measures.floor(n, weight, tuple(stated.items()))
-        row["accuracy"], *row["accuracy replicates"] = measures.accuracy(self.read, stated)[measures.draws(n)].mean(0)
+        row = {"prompt": self.prompt, "rule": self.rule, "cfg": 1 + w, "pictures": len(self.read), **self.cost}
+        row |= distances_of(self.read, self.prompt, {"target": w, "conditional": 0.0})
         row["clipped"], row["off"] = 100 * self.read.clipped.mean(), 100 * self.read.off.mean()
         row["chroma"] = self.read.chroma.mean()
         row |= measures.neighbourhoods(self.read.features, reference.features)
         row["frechet"] = measures.frechet(self.read.features, reference.features)
         return row
+
+
+def distances_of(seen: measures.Seen, prompt: str, weights: dict[str, float]) -> dict:
+    """Of pictures to the target of each named weight, and their accuracy, with replicates."""
+    row, stated, n = {}, parse_prompt(prompt), len(seen)
+    for name, weight in weights.items():
+        exact = measures.references(weight, tuple(stated.items()))
+        by_attribute = measures.distances(seen, measures.draws(n), exact)
+        row[name], *row[f"{name} replicates"] = by_attribute.mean(0)
+        row |= {f"{name} {a}": d for a, d in zip(measures.ATTRIBUTES, by_attribute[:, 0], strict=True)}
+        row[f"{name} floor"] = measures.floor(n, weight, tuple(stated.items()))
+    row["accuracy"], *row["accuracy replicates"] = measures.accuracy(seen, stated)[measures.draws(n)].mean(0)
+    return row
 
 
 def complete(cells: list[Cell]) -> dict[tuple, list[Cell]]:
@@ -73,19 +79,15 @@ def table(studio: Studio, cells: list[Cell], jobs: int = 1) -> pd.DataFrame:
 def rows(studio: Studio, cells: list[Cell], cfgs: list[float]) -> list[dict]:
     """Of the cells of one prompt, rule and cfg: a row for each cfg whose target they are compared with."""
     torch.set_num_threads(1)
-    decoder = load_decoder()
-    made = Group(cells, [studio.get(cell) for cell in cells], decoder)
+    made = Group(cells, [studio.get(cell) for cell in cells], decode.load_once())
     drawn = reference(made.prompt)
     return [made.row(drawn, cfg - 1) for cfg in cfgs]
-
-
-load_decoder = cache(decode.load)
 
 
 @cache
 def reference(prompt: str) -> measures.Read:
     """Pictures of a prompt as the world draws them."""
-    return measures.drawn(measures.REFERENCE, parse_prompt(prompt), load_decoder())
+    return measures.drawn(measures.REFERENCE, parse_prompt(prompt), decode.load_once())
 
 
 def over_prompts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +98,7 @@ def over_prompts(frame: pd.DataFrame) -> pd.DataFrame:
         if len(group) < len(prompts):
             continue
         row = {"rule": rule, "cfg": cfg} | group.select_dtypes("number").drop(columns="cfg").mean().to_dict()
-        for name in REPLICATED:
+        for name in (name for name in REPLICATED if name in row):
             row[f"{name} replicates"] = np.mean(np.stack(group[f"{name} replicates"].to_list()), axis=0)
             row[f"{name} low"], row[f"{name} high"] = interval(row[name], row[f"{name} replicates"])
         rows.append(row)
