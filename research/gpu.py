@@ -42,6 +42,7 @@ from .benchmarks import cost, models  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = comfy.model_management.get_torch_device()
+STEPS = 3  # of a run
 STEP = 0.03  # of the differences that a gradient is compared with
 LIMITS = {"fp32": 0.01, "tf32": 0.02, "fp16": 0.05, "bf16": 0.1, "fp8 weights": 0.1}  # by precision, of D and of Jᵀ1
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -112,27 +113,11 @@ class Point:
         return estimators.disagreement(self.denoise, self.x, torch.ones_like(self.x), product, STEP)
 
 
-@torch.inference_mode()
 def at_point(model: CoreModelPatcher, architecture: models.Architecture, function: Callable[[Point], list]) -> list:
     """What a function makes of a point of a model."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*architecture.prompts())
-    guider.set_cfg(5.0)
-    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
     within = Within(lambda *where: function(Point(*where)))
-    guider.sample(noise, torch.zeros_like(noise), within, torch.tensor([1.0, 0.0]), disable_pbar=True)
+    architecture.sample(model, within, torch.tensor([1.0, 0.0]))
     return within.found
-
-
-@torch.inference_mode()
-def latents(model, architecture: models.Architecture, steps: int = 3, callback: Callable | None = None) -> Tensor:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*architecture.prompts())
-    guider.set_cfg(5.0)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
-    euler = comfy.samplers.sampler_object("euler")
-    return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, callback=callback, disable_pbar=True).clone()
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -225,13 +210,13 @@ def kernels(architecture: models.Architecture) -> Iterator[Check]:
 def compiled(architecture: models.Architecture) -> Iterator[Check]:
     """A compiled network: the gradient is the plain network's."""
     model = architecture.build(torch.float32)
-    plain = latents(on_model(model, Options("jacobian", "backward")), architecture)
+    plain = architecture.euler(on_model(model, Options("jacobian", "backward")), STEPS)
     patched, backend = model.clone(), "inductor" if GPU else "eager"
     name = "diffusion_model" if GPU else f"diffusion_model.{first_block(model.model.diffusion_model)}"
     patched.add_object_patch(name, torch.compile(model.get_model_object(name), backend=backend))
     what = f"{architecture.name}: torch.compile ({backend})"
     try:
-        found = latents(on_model(patched, Options("jacobian", "backward")), architecture)
+        found = architecture.euler(on_model(patched, Options("jacobian", "backward")), STEPS)
         yield Check(what, f"{off(found, plain):.1e} from plain", off(found, plain) < LIMITS["tf32"])
     except Exception as error:  # no compiler on this machine
         yield Check(what, first_line(error), None)
@@ -248,13 +233,13 @@ def estimated(architecture: models.Architecture) -> Iterator[Check]:
     """The probe of a difference in the batch of the conds, beside one in a batch of its own."""
     model = architecture.build(torch.float32)
     rectified = on_model(model, Options("elementwise", "difference", refresh=1))
-    together = latents(rectified, architecture)
+    together = architecture.euler(rectified, STEPS)
     can, Difference._can_batch = Difference._can_batch, lambda *args: False
     try:
-        alone = latents(rectified, architecture)
+        alone = architecture.euler(rectified, STEPS)
     finally:
         Difference._can_batch = can
-    changed = float((together - alone).norm() / (alone - latents(model, architecture)).norm())
+    changed = float((together - alone).norm() / (alone - architecture.euler(model, STEPS)).norm())
     yield Check(f"{architecture.name}: batched probe", f"{changed:.1e} of what REG changes", changed < 0.05)
     release()
 
@@ -263,7 +248,7 @@ def ends(architecture: models.Architecture) -> Iterator[Check]:
     """An interrupt, and memory that runs out in a graph."""
     model = architecture.build(torch.float32)
     rectified = on_model(model, Options("jacobian", "backward", refresh=1, checkpoint="always"))
-    expected = latents(rectified, architecture)
+    expected = architecture.euler(rectified, STEPS)
     before = allocated()
 
     def stop(step, *args):
@@ -272,10 +257,10 @@ def ends(architecture: models.Architecture) -> Iterator[Check]:
 
     for _ in range(3):
         with suppress(comfy.model_management.InterruptProcessingException):
-            latents(rectified, architecture, callback=stop)
+            architecture.euler(rectified, STEPS, stop)
     gc.collect()
     kept = allocated() - before
-    same = torch.equal(latents(rectified, architecture), expected)
+    same = torch.equal(architecture.euler(rectified, STEPS), expected)
     numbers = f"{kept / 1e6:.1f} MB kept, the next run is {'the same' if same else 'another'}"
     yield Check(f"{architecture.name}: three interrupts", numbers, kept <= 2**20 and same)
     yield out_of_memory(model, architecture)
@@ -284,11 +269,11 @@ def ends(architecture: models.Architecture) -> Iterator[Check]:
 
 def out_of_memory(model: CoreModelPatcher, architecture: models.Architecture) -> Check:
     """The device's memory is taken until a graph does not fit; on a CPU the network says so."""
-    difference = latents(on_model(model, Options("jacobian", "difference", refresh=1)), architecture)
+    difference = architecture.euler(on_model(model, Options("jacobian", "difference", refresh=1)), STEPS)
     graph = Options("jacobian", "backward", refresh=1, checkpoint="off")
     what = f"{architecture.name}: out of memory on purpose, goes on with difference"
     if GPU:
-        peaks = [peak_of(lambda m=m: latents(m, architecture)) for m in (model, on_model(model, graph))]
+        peaks = [peak_of(lambda m=m: architecture.euler(m, STEPS)) for m in (model, on_model(model, graph))]
         if peaks[1] < 1.05 * peaks[0]:
             return Check(what, "a graph takes no more memory here", None)
         torch.cuda.empty_cache()
@@ -299,7 +284,7 @@ def out_of_memory(model: CoreModelPatcher, architecture: models.Architecture) ->
         hook = model.model.diffusion_model.register_forward_pre_hook(_runs_out)
         undo = hook.remove
     try:
-        found = latents(on_model(model, graph), architecture)
+        found = architecture.euler(on_model(model, graph), STEPS)
     finally:
         undo()
     return Check(
@@ -357,7 +342,7 @@ class Reads(TorchFunctionMode):
 
 def waits(model, architecture: models.Architecture, steps: int) -> int:
     with Waits() as values, Reads() as tensors:
-        latents(model, architecture, steps)
+        architecture.euler(model, steps)
     return values.count + tensors.count
 
 

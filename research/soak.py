@@ -15,44 +15,13 @@ from typing import NamedTuple
 
 import psutil
 
-from ..devtools import workflow
+from ..devtools import prompts, workflow
 from ..devtools.client import PromptError
 from ..devtools.server import Server
 from . import markdown
 
 STEPS = 4
-PROMPT = {"shape": "square", "colour": "green", "background": "light", "count": "1"}
-EMPTY = dict.fromkeys(PROMPT, "any")
 RULES = ("REG (paper)", "whole Jacobian", "ratio")
-
-
-def graph(seed: int, options: dict | None, steps: int = STEPS) -> dict:
-    """A prompt with the demo model, with REG if there are options."""
-    nodes = {
-        "model": ("REGDemoModel", {}),
-        "positive": ("REGDemoPrompt", PROMPT),
-        "negative": ("REGDemoPrompt", EMPTY),
-        "empty": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1 + seed % 2}),
-        "reg": ("REGModel", {"model": ["model", 0], **(options or {})}),
-        "sample": (
-            "KSampler",
-            {
-                "model": ["reg" if options else "model", 0],
-                "positive": ["positive", 0],
-                "negative": ["negative", 0],
-                "latent_image": ["empty", 0],
-                **{"seed": seed, "cfg": 4.0, "steps": steps},
-                **{"sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
-            },
-        ),
-        "report": ("REGReport", {"latent": ["sample", 0], "theme": "dark"}),
-        "save": ("SaveLatent", {"samples": ["sample", 0], "filename_prefix": "soak"}),
-    }
-    if options is None:
-        del nodes["reg"], nodes["report"]
-    elif seed % 3:
-        del nodes["report"]
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
 def mixed(server, seed: int, reg: bool) -> None:
@@ -64,7 +33,9 @@ def mixed(server, seed: int, reg: bool) -> None:
         chosen = {"rectification": draw.choice(RULES), "estimator": draw.choice(["auto", "backward", "difference"])}
         options = defaults | chosen | {"every": draw.choice([0, 1, 2]), "checkpoint": draw.choice(["auto", "always"])}
     kind = seed % 10
-    prompt = graph(seed, options, steps=200 if kind == 3 else STEPS)
+    prompt = prompts.demo(seed, options, steps=200 if kind == 3 else STEPS, batch=1 + seed % 2)
+    if reg and seed % 3 == 0:
+        prompt["report"] = {"class_type": "REGReport", "inputs": {"latent": ["sample", 0], "theme": "dark"}}
     if kind == 7 and reg:
         prompt["reg"]["inputs"] |= {"start_percent": 0.9, "end_percent": 0.1}
     try:

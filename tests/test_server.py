@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load as load_safetensors
 
-from pack.devtools import workflow
+from pack.devtools import prompts, workflow
 from pack.devtools.client import PromptError
 
 comfy_sample = pytest.importorskip("comfy.sample")
@@ -13,9 +13,6 @@ from pack.guiders.attach import on_model  # noqa: E402
 from pack.guiders.options import Options  # noqa: E402
 from pack.nodes.demo import REGDemoModel, REGDemoPrompt  # noqa: E402
 
-PROMPT = {"shape": "square", "colour": "green", "background": "light", "count": "1"}
-EMPTY = dict.fromkeys(PROMPT, "any")
-CFG = 4.0
 STEPS = 6
 
 
@@ -23,28 +20,7 @@ def graph(server, seed: int, rectification: str | None, steps: int = STEPS, **op
     """A prompt that saves the latent sampled with CFG, or with REG where a rectification is given."""
     defaults = workflow.widget_values({}, server.object_info()["REGModel"])
     options = defaults | {"rectification": rectification, "every": 1} | options
-    nodes = {
-        "model": ("REGDemoModel", {}),
-        "positive": ("REGDemoPrompt", PROMPT),
-        "negative": ("REGDemoPrompt", EMPTY),
-        "empty": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        "reg": ("REGModel", {"model": ["model", 0], **options}),
-        "sample": (
-            "KSampler",
-            {
-                "model": ["reg" if rectification else "model", 0],
-                "positive": ["positive", 0],
-                "negative": ["negative", 0],
-                "latent_image": ["empty", 0],
-                **{"seed": seed, "cfg": CFG, "steps": steps},
-                **{"sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
-            },
-        ),
-        "save": ("SaveLatent", {"samples": ["sample", 0], "filename_prefix": "test"}),
-    }
-    if not rectification:
-        del nodes["reg"]
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    return prompts.demo(seed, options if rectification else None, steps)
 
 
 def sample_in_server(server, prompt_id: str) -> torch.Tensor:
@@ -59,10 +35,12 @@ def sample_here(seed: int, rectification: str | None) -> torch.Tensor:
     model = REGDemoModel.execute().args[0]
     if rectification:
         model = on_model(model, Options(rectification=rectification, refresh=1))
-    positive, negative = (REGDemoPrompt.execute(**prompt).args[0] for prompt in (PROMPT, EMPTY))
+    positive, negative = (REGDemoPrompt.execute(**prompt).args[0] for prompt in (prompts.PROMPT, prompts.EMPTY))
     latent = torch.zeros(1, 3, 64, 64)
     noise = comfy_sample.prepare_noise(latent, seed)
-    return comfy_sample.sample(model, noise, STEPS, CFG, "euler", "normal", positive, negative, latent, seed=seed)
+    return comfy_sample.sample(
+        model, noise, STEPS, prompts.CFG, "euler", "normal", positive, negative, latent, seed=seed
+    )
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -105,23 +105,10 @@ def seconds_between(moments: list) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(moments)]
 
 
-@torch.inference_mode()
 def sample(model, architecture: models.Architecture, steps: int) -> list[float]:
-    """Seconds of each step of an Euler run at cfg 5."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*architecture.prompts())
-    guider.set_cfg(5.0)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    noise = torch.randn(1, *architecture.latent, generator=torch.Generator().manual_seed(0))
+    """Seconds of each step of a run."""
     moments = [moment()]
-    guider.sample(
-        noise,
-        torch.zeros_like(noise),
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        callback=lambda *args: moments.append(moment()),
-        disable_pbar=True,
-    )
+    architecture.euler(model, steps, lambda *args: moments.append(moment()))
     return seconds_between(moments)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_management
+import comfy.samplers
 import comfy.supported_models as configs
 import torch
 from comfy.model_patcher import CoreModelPatcher
@@ -99,6 +100,21 @@ class Architecture:
         generator = torch.Generator().manual_seed(0)
         pooled = {"pooled_output": torch.randn(1, self.pooled, generator=generator)} if self.pooled else {}
         return [[[torch.randn(1, *self.text, generator=generator), dict(pooled)]] for _ in range(2)]
+
+    @torch.inference_mode()
+    def sample(self, model: CoreModelPatcher, sampler, sigmas: torch.Tensor, callback: Callable | None = None):
+        """A run at cfg 5 from noise of seed 0, of a MODEL of this architecture."""
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(*self.prompts())
+        guider.set_cfg(5.0)
+        noise = torch.randn(1, *self.latent, generator=torch.Generator().manual_seed(0))
+        latent = torch.zeros_like(noise)
+        return guider.sample(noise, latent, sampler, sigmas, callback=callback, disable_pbar=True).clone()
+
+    def euler(self, model: CoreModelPatcher, steps: int, callback: Callable | None = None) -> torch.Tensor:
+        """So many Euler steps, evenly through the times of the model."""
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+        return self.sample(model, comfy.samplers.sampler_object("euler"), sigmas, callback)
 
 
 def architectures(real: bool) -> dict[str, Architecture]:

@@ -8,7 +8,7 @@ import torch
 
 from pack.guiders.attach import on_model
 from pack.guiders.options import Options
-from pack.research.benchmarks import cost
+from pack.research.benchmarks import cost, models
 from pack.research.quality.cells import counted
 from pack.tests.guiders import by_hand, tiny
 
@@ -25,7 +25,7 @@ EXPECTED = {
 MEASURED = {8: 4, 20: 6, 30: 6, 50: 7}  # steps 0, 1, 2, 4, 8, 16, 32 of a run
 
 
-class Tiny:
+class Tiny(models.Architecture):
     """An architecture as the benchmark has them."""
 
     latent, core = (tiny.CHANNELS, 4, 4), None
