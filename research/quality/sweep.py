@@ -133,6 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--stacked", action="store_true", help="REG on other guidance against that guidance alone")
+    parser.add_argument("--seeds", type=int, default=8, help="cells of each with --stacked; one of 256 suits a GPU")
     parser.add_argument("--facts", action="store_true", help="Jacobian facts by noise level, in place of the sweep")
     return parser.parse_args()
 
@@ -149,7 +150,7 @@ def pictures(studio: Studio, arguments: argparse.Namespace) -> list[Cell]:
 def read(studio: Studio, readings: Readings, arguments: argparse.Namespace) -> list[Cell]:
     """Sample and read the pictures of REG on other guidance for as long as was said; the cells that are there."""
     wanted = fit(cells(studio.digest, STACKED, batch=arguments.batch, **STACKED_SAMPLER), studio.weights)
-    wanted = [cell for cell in wanted if cell.rule != "none"]
+    wanted = [cell for cell in wanted if cell.rule != "none" and cell.seed < arguments.seeds]
     missing = [cell for cell in wanted if cell not in readings]
     for cell, seen in fill(missing, partial(see, studio.weights, studio.cache), arguments.minutes, arguments.jobs):
         readings.add(cell, seen)
