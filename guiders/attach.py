@@ -41,12 +41,23 @@ def check_model(model: ModelPatcher) -> None:
 
 
 def _sample(
-    options: Options, executor, guider, sigmas, extra_args, callback, noise, latent=None, mask=None, *args, **kwargs
+    options: Options,
+    executor,
+    guider,
+    sigmas,
+    extra_args,
+    callback,
+    noise,
+    latent_image=None,
+    denoise_mask=None,
+    *args,
+    **kwargs,
 ):
     """A SAMPLER_SAMPLE wrapper that begins a run; what it holds is options, never state."""
-    masks = mask_by_sigma(mask, guider, extra_args["model_options"], sigmas)
+    masks = mask_by_sigma(denoise_mask, guider, extra_args["model_options"], sigmas)
     with rectified_run(options, guider, noise, extra_args["model_options"], masks) as run:
-        samples = executor(guider, sigmas, extra_args, run.watching(callback), noise, latent, mask, *args, **kwargs)
+        watch = run.watching(callback)
+        samples = executor(guider, sigmas, extra_args, watch, noise, latent_image, denoise_mask, *args, **kwargs)
         run.finish(samples)
     return samples
 
@@ -82,6 +93,8 @@ class RectifiedSampler(comfy.samplers.Sampler):
         self.options = options
 
     def __getattr__(self, name):
+        if name == "sampler" or name.startswith("__"):  # a copy that is not filled yet has none
+            raise AttributeError(name)
         return getattr(self.sampler, name)
 
     def sample(

@@ -21,6 +21,8 @@ from .patches import OURS, blocks_run, hooks_of, unwrapped, without_work_units, 
 from .rng import RNGState
 from .state import Evaluated, Learned, Way
 
+COMFYUI = "as ComfyUI evaluates"  # a kind of pass
+
 
 class Unmeasurable(Exception):
     """An evaluation of ours says nothing about the model; the message says why."""
@@ -38,6 +40,7 @@ class Evaluator:
     tolerance: float  # of two evaluations made the same way, over the prediction
     other: Evaluated | None = None  # where the cond that guidance moves away from was evaluated
     other_position: int = -1
+    d_other: Tensor | None = None  # its prediction, where both conds are evaluated for a measurement
     both_by_guider: Callable | None = None  # (x, sigma=, model_options=) -> D_c, D_u of a guider with a rule of its own
     must_be_together: bool = False  # a patch evaluates in ComfyUI's place, and takes all conds or none
     gap: Tensor | None = None  # of the last way tried
@@ -96,7 +99,8 @@ class Evaluator:
 
     def _may_be_cached(self) -> bool:
         """May a patch around the network have answered in its place, unseen? Compiled networks show no blocks."""
-        return wraps_network(self.evaluated.model_options) and not self.learned.blocks["ComfyUI"]
+        here = self.evaluated
+        return wraps_network(here.model_options) and not self.learned.blocks[here.network, COMFYUI]
 
     def graph(self, options: GraphOptions) -> estimators.Evaluation:
         """The guided cond's prediction at the step's latent, with its graph."""
@@ -106,10 +110,10 @@ class Evaluator:
             self.beside = self._calc(self.evaluated, self._conds(), x, model_options)
             return self.beside[self.position]
 
-        network = self.evaluated.model.diffusion_model
+        network = self.evaluated.network
         with self._same_numbers(), blocks_run(network) as ran:
             found = evaluate_with_graph(denoise, self.evaluated.x, network, options)
-        self._require_all(ran, "graph")
+        self._require_all(network, ran, "graph")
         return found
 
     def predictions_with(self, graph: estimators.Evaluation) -> list[Tensor]:
@@ -146,18 +150,22 @@ class Evaluator:
 
     def _agrees(self, way: Way, guidance: Tensor) -> bool:
         self.learned.way = way
+        x = self.evaluated.x
         try:
-            gap = (self.cond(self.evaluated.x) - self.d_cond).norm()
+            pairs = [(self.d_cond, self.cond(x))] if self.d_other is None else self._pairs_of_both(x)
         except Unmeasurable:
             return False
-        size = self.d_cond.norm()
-        self.gap = torch.where(size > 0, gap / size, torch.inf)
+        self.gap = torch.stack([relative_gap(ours, theirs) for theirs, ours in pairs]).amax()
         agrees, self.finite = torch.stack([self.gap <= self.tolerance, guidance.isfinite().all()]).tolist()  # one wait
         return agrees
 
+    def _pairs_of_both(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The predictions of both conds as the step has them, and ours."""
+        return list(zip((self.d_cond, self.d_other), self.both(x), strict=True))
+
     def _why_no_way(self) -> str:
         """What was seen, where no way agrees."""
-        if not self.d_cond.isfinite().all():
+        if not all(d.isfinite().all() for d in (self.d_cond, self.d_other) if d is not None):
             return "the model predicts NaN or infinite values"
         if not self.d_cond.any():
             return "another patch evaluates the prompts itself, where REG cannot see it"
@@ -184,17 +192,18 @@ class Evaluator:
 
     def _evaluate(self, evaluated: Evaluated, conds: list, x: Tensor) -> list[Tensor]:
         """Predictions at x. Raises Unmeasurable where a cache answers in the network's place."""
-        with self._same_numbers(), blocks_run(getattr(evaluated.model, "diffusion_model", None)) as ran:
+        with self._same_numbers(), blocks_run(evaluated.network) as ran:
             out = self._calc(evaluated, conds, x, self._options(evaluated))
-        self._require_all(ran, "plain")
+        self._require_all(evaluated.network, ran, "plain")
         return out
 
-    def _require_all(self, ran: set, kind: str) -> None:
-        if is_partial(self.learned.blocks, (kind, self.learned.way), ran):
+    def _require_all(self, network: torch.nn.Module, ran: set, kind: str) -> None:
+        if is_partial(self.learned.blocks, (network, kind, self.learned.way), ran):
             raise Unmeasurable("a cache answers in the network's place")
 
     def _calc(self, evaluated: Evaluated, conds: list, x: Tensor, model_options: dict) -> list[Tensor]:
-        self.passes["forward"] += sum(cond is not None for cond in conds)
+        if not evaluated.counts_itself:
+            self.passes["forward"] += sum(cond is not None for cond in conds)
         return evaluated.calc(evaluated.model, conds, x, evaluated.sigma, model_options)
 
     def _same_numbers(self):
@@ -217,6 +226,12 @@ class Evaluator:
         theirs = wrappers[WrappersMP.APPLY_MODEL]
         wrappers[WrappersMP.APPLY_MODEL] = {OURS: theirs.pop(OURS), **theirs}  # ours first: theirs see the guided one
         return options
+
+
+def relative_gap(found: Tensor, expected: Tensor) -> Tensor:
+    """How far a prediction is off, over its own size; infinite where that is 0."""
+    size = expected.norm()
+    return torch.where(size > 0, (found - expected).norm() / size, torch.inf)
 
 
 def is_partial(most: Counter, kind: object, ran: set) -> bool:

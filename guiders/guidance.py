@@ -38,15 +38,23 @@ def find_guidance(state: StepState, guider, guided_cond: list[dict] | None) -> G
     hook = state.hook
     x = hook.get("input", state.x)
     known = [evaluated for evaluated in state.evaluated if evaluated.x is x] or evaluated_by_hook(hook)
+    known.sort(key=lambda evaluated: _unlike(evaluated, hook))  # a patch may evaluate the same cond in another way, too
     guided = find(known, [guided_cond, hook.get("cond")], hook.get("cond_denoised"))
     if guided is None:
         return None
     cond = guided[0].conds[guided[1]]
     if hasattr(guider, "denoise_both") and hook.get("uncond_denoised") is not None:
         other = find(known, [hook.get("uncond")], None, but=cond) or (None, -1)
-        return Guidance(*guided, hook["uncond_denoised"], *other)
+        raw = state.d_uncond_of_guider
+        return Guidance(*guided, hook["uncond_denoised"] if raw is None else raw, *other)
     other = find(known, *_moved_away_from(hook, guider), but=cond) or find(known, guided[0].conds, None, but=cond)
     return None if other is None else Guidance(*guided, other[0].predictions[other[1]], *other)
+
+
+def _unlike(evaluated: Evaluated, hook: dict) -> tuple[bool, bool]:
+    """Orders evaluations: those first whose predictions are what guidance was made of, then those made with its options."""
+    made = evaluated.gave(hook.get("cond_denoised")) or evaluated.gave(hook.get("uncond_denoised"))
+    return not made, evaluated.model_options is not hook.get("model_options")
 
 
 def _moved_away_from(hook: dict, guider) -> tuple[list, Tensor | None]:
@@ -76,4 +84,5 @@ def evaluated_by_hook(hook: dict) -> list[Evaluated]:
         return []
     handed = [d_cond, d_uncond]
     calc = comfy.samplers.calc_cond_batch
-    return [Evaluated(calc, model, [cond, uncond], x, sigma, model_options, handed, [d.clone() for d in handed])]
+    copies = [d.clone() for d in handed]
+    return [Evaluated(calc, model, [cond, uncond], x, sigma, model_options, handed, copies, counts_itself=True)]

@@ -32,6 +32,8 @@ class Held:
         """The sampler's callback, by which its steps are counted."""
 
         def count(i, denoised, x, total_steps):
+            if self.sampler_counts and i + 1 < self.clock:  # a second pass through the noise levels
+                self.forget()
             self.sampler_counts, self.clock = True, i + 1
             if callback is not None:
                 callback(i, denoised, x, total_steps)
@@ -61,7 +63,8 @@ class Held:
 
     def forget(self) -> None:
         """What was measured is of no use any more."""
-        self.measurement = None
+        self.measurement = self.origin = self.said = None
+        self.unread.clear()
 
     def keep(self, value: Tensor, noise: Tensor) -> None:
         """Hold a value measured at log(σ/α) = noise [batch, 1, ...]; where it says nothing, the last one that did."""

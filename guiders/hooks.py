@@ -15,6 +15,11 @@ class Hook:
         self.method = weakref.WeakMethod(method)
         self.without = without
 
+    @property
+    def is_live(self) -> bool:
+        """Does its run still go on?"""
+        return self.method() is not None
+
     def __call__(self, *args, **kwargs):
         return (self.method() or self.without)(*args, **kwargs)
 
@@ -23,6 +28,11 @@ class Hook:
 
     def __reduce__(self):
         return gone, (self.without,)
+
+
+def any_live(hooks: list) -> bool:
+    """Is one of these a hook of a run that still goes on?"""
+    return any(getattr(hook, "is_live", False) for hook in hooks)
 
 
 def gone(without: Callable) -> Callable:

@@ -21,6 +21,14 @@ def wraps_network(model_options: dict) -> bool:
     return WRAPPER in model_options or any(wrappers.values())
 
 
+def may_mix(model_options: dict) -> bool:
+    """May another patch let the conds of a batch see each other, at some steps perhaps? (NAG does, in its attention.)"""
+    inside = model_options.get("transformer_options", {}).get("patches", {})
+    return wraps_network(model_options) or any(
+        inside.get(kind) for kind in ("attn1_output_patch", "attn2_output_patch")
+    )
+
+
 def unwrapped(model_options: dict) -> dict:
     """The same model options without such wrappers."""
     options = copy_nested_dicts(model_options)

@@ -9,18 +9,20 @@ from functools import partial
 
 import comfy.model_management
 import comfy.samplers
+import torch
 from torch import Tensor
 
+from ..reg.rectification import Needs
 from . import patches
 from .estimators import Estimator
 from .estimators.difference import is_interrupt
-from .evaluator import Evaluator, is_partial
+from .evaluator import COMFYUI, Evaluator, is_partial
 from .guidance import find_guidance
 from .options import Options
 from .patches import blocks_run
 from .report.live import log
 from .report.record import Recorder
-from .state import Evaluated, Learned, StepState
+from .state import Conds, Evaluated, Learned, StepState
 
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
@@ -61,8 +63,9 @@ class Predictions:
         finally:
             self.measuring = False
 
-    def on_conds(self, executor, model, conds, x, sigma, model_options, *args, **kwargs):
+    def on_conds(self, executor, model, conds, x_in, timestep, model_options, *args, **kwargs):
         """CALC_COND_BATCH wrapper: the predictions of the conds, with a measurement where one is due."""
+        x, sigma = x_in, timestep
 
         def calc(model, conds, x, sigma, model_options):
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
@@ -75,7 +78,7 @@ class Predictions:
             self.recorder.passes["forward"] += count
             return self._watched(calc, model, conds, x, sigma, model_options)[0]
         here = partial(Evaluated, calc, model, conds, x, sigma, model_options)
-        if count == 2 == len(conds) and self._skips(sigma):
+        if count == 2 == len(conds) and self._skips(conds, sigma, model_options):
             return self._without_uncond(here)
         out = self._ahead(here) if count + unseen > 1 else None
         if out is None:
@@ -93,13 +96,17 @@ class Predictions:
             options = args["model_options"]
             calc = patches.stand_in(self.guider, options) or comfy.samplers.calc_cond_batch
             where = args["model"], args["conds"], args["input"], args["sigma"], options
-            state.evaluated.append(Evaluated(calc, *where, out, [d.clone() for d in out]))
+            state.evaluated.append(Evaluated(calc, *where, out, [d.clone() for d in out], counts_itself=True))
+        if hasattr(self.guider, "denoise_both"):
+            state.d_uncond_of_guider = out[1].clone()
         return out
 
     def on_guided(self, args: dict) -> Tensor:
         """Post-CFG hook: which conds guidance is between."""
-        if self.state is not None and not self.measuring:
-            self.state.hook = args
+        state = self.state
+        if state is not None and not self.measuring:
+            state.several_latents |= not _same_latent(state.hook.get("input"), args.get("input"))
+            state.hook = args
         return args["denoised"]
 
     def _count(self, count: int, unseen: int) -> None:
@@ -111,15 +118,17 @@ class Predictions:
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
         """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
         measures = self.state is not None and self.state.measures
-        if self.measuring or (self.learned.blocks["ComfyUI"] and not measures):
+        network = getattr(model, "diffusion_model", None)
+        if self.measuring or (self.learned.blocks[network, COMFYUI] and not measures):
             return calc(model, conds, *args), False
-        with blocks_run(getattr(model, "diffusion_model", None)) as ran:
+        with blocks_run(network) as ran:
             out = calc(model, conds, *args)
-        return out, is_partial(self.learned.blocks, "ComfyUI", ran)
+        return out, is_partial(self.learned.blocks, (network, COMFYUI), ran)
 
-    def _skips(self, sigma: Tensor) -> bool:
-        """Does guidance do too little here, by the profile, to be worth an unconditional pass?"""
-        if not self.options.skip_below:
+    def _skips(self, conds: Conds, sigma: Tensor, model_options: dict) -> bool:
+        """Does guidance do too little here, by the profile, to be worth an unconditional pass? Some patches need it."""
+        needed = model_options.get("disable_cfg1_optimization", False)
+        if not self.options.skip_below or needed or all(cond is not self.guided_cond for cond in conds):
             return False
         effect = self.options.profile.at("effect", sigma.flatten()[:1].float())
         return float(effect) * abs(self.guider.cfg - 1) < self.options.skip_below
@@ -138,13 +147,17 @@ class Predictions:
         state, whole = self.state, here([], [])
         learned = self.learned
         known = learned.way is not None and learned.ahead and not learned.draws and state.measures
-        if not known or state.evaluated or state.x is not whole.x or patches.wraps_network(whole.model_options):
+        guides = getattr(self.guider, "cfg", None) != 1
+        if not (known and guides) or state.evaluated or state.x is not whole.x or patches.may_mix(whole.model_options):
             return None
         position = self._position(whole)
         out = self._tried_ahead(self.evaluator(whole, position))
         if out is not None:
-            state.ahead_of = whole.conds[position]
-            state.evaluated.append(here(out, [d.clone() for d in out]))
+            made = here(out, [d.clone() for d in out])
+            state.evaluated.append(made)
+            state.ahead_of = made, position
+            if state.rng.has_moved():  # as it never did before: the way to evaluate must be found anew
+                learned.way, state.measures, state.jt_ones, state.graph = None, False, None, None
         return out
 
     def _tried_ahead(self, evaluator: Evaluator) -> list[Tensor] | None:
@@ -177,6 +190,7 @@ class Predictions:
             self.tolerance,
             other,
             other_position,
+            self.state.d_uncond if self.options.rule.needs is Needs.JVP_BOTH else None,
             getattr(self.guider, "denoise_both", None),
             patches.stand_in(self.guider, evaluated.model_options) is not None,
         )
@@ -188,7 +202,15 @@ class Predictions:
         if found is None:
             return None
         self.guided_cond = found.cond
-        if state.ahead_of is not found.cond:  # another is guided than was measured: look there next time
+        ahead, position = state.ahead_of or (None, None)
+        if ahead is not found.guided or position != found.position:  # another was measured: look there next time
             state.jt_ones = state.graph = None
         state.d_uncond = found.d_uncond
         return self.evaluator(found.guided, found.position, found.other, found.other_position)
+
+
+def _same_latent(one: Tensor | None, other: Tensor | None) -> bool:
+    """Are they one latent, as far as they are known? Reading waits for the device, and is for copies only."""
+    if one is other or one is None or other is None:
+        return True
+    return one.shape == other.shape and torch.equal(one, other)

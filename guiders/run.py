@@ -23,7 +23,7 @@ from .estimators.base import Setting
 from .estimators.difference import is_interrupt
 from .evaluator import Evaluator, Unmeasurable
 from .held import Held
-from .hooks import Hook, leaves_denoised, leaves_predictions, passes_on
+from .hooks import Hook, any_live, leaves_denoised, leaves_predictions, passes_on
 from .options import Options
 from .pace import Pace
 from .patches import OURS
@@ -52,7 +52,7 @@ def rectified_run(
     Raises:
         ValueError: the model has no denoiser to look at, or the latent does not fit it.
     """
-    if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, OURS, model_options, is_model_options=True):
+    if any_live(get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, OURS, model_options, is_model_options=True)):
         warn_user("this run has REG twice; the one on the model is used")
         yield NoRun()
         return
@@ -136,8 +136,9 @@ class Run:
         self.recorder.finish(samples)
         self.live.finish(self.recorder.cfg)
 
-    def on_step(self, executor, x, sigma, *args, **kwargs):
+    def on_step(self, executor, x, timestep, *args, **kwargs):
         """PREDICT_NOISE wrapper: a step, and at its end the rectification of all its guidance."""
+        sigma = timestep
         if x.shape != self.shape:  # the sampler goes on at another size
             self.shape = x.shape
             self.held.forget()
@@ -147,7 +148,7 @@ class Run:
         mask = self._mask_at(x, sigma) if active else None
         state = StepState(x, sigma, active, due, mask, RNGState(x.device) if due else None)
         with self.predictions.of(state):
-            denoised = executor(x, sigma, *args, **kwargs)
+            denoised = executor(x, timestep, *args, **kwargs)
             return self._rectified(denoised, state) if active else denoised
 
     def _is_in_range(self, sigma: Tensor) -> bool:
@@ -185,6 +186,8 @@ class Run:
 
     def _rectify(self, step: GuidedStep, evaluator: Evaluator) -> Tensor | None:
         """R(g), measured or from the last measurement; None where nothing was measured yet."""
+        if step.state.several_latents:
+            raise Unmeasurable("another patch guides several latents in one step")
         if self.options.uses_profile:
             self.value = self.rule.from_profile(self.options.profile, step)
         elif step.state.measures and not evaluator.evaluated.from_cache:
@@ -196,7 +199,8 @@ class Run:
         return None if self.value is None else self.rule.reuse(self.value, step)
 
     def _measure(self, step: GuidedStep, evaluator: Evaluator) -> Tensor:
-        if self.learned.way is None:
+        draws_by_now = not self.learned.draws and step.state.rng.has_moved()
+        if self.learned.way is None or draws_by_now:
             evaluator.find_way(step.guidance)
             self.pace.waited()
         rectified, self.value = self.rule.measure(step)

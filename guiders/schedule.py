@@ -12,7 +12,8 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappe
 from torch import Tensor
 
 from ..reg import schedules
-from .hooks import Hook, leaves_denoised, passes_on
+from .hooks import Hook, any_live, leaves_denoised, passes_on
+from .report.live import warn_user
 
 COUNTED_IN = ("percent", "sigma")
 SHAPES = ("constant", "linear", "cosine", "interval")
@@ -109,13 +110,13 @@ class Follower:
     def __init__(self, schedule: GuidanceSchedule, sampling):
         self.cfg_by_sigma = cache(schedule.cfg_by_sigma(sampling))
 
-    def on_step(self, executor, x, sigma, *args, **kwargs):
+    def on_step(self, executor, x, timestep, *args, **kwargs):
         """PREDICT_NOISE wrapper: the guider's cfg of this evaluation, so that cfg = 1 leaves out the unconditional pass."""
         guider = executor.class_obj
         own = guider.cfg
-        guider.cfg = self.cfg_by_sigma(float(sigma.flatten()[0]))
+        guider.cfg = self.cfg_by_sigma(float(timestep.flatten()[0]))
         try:
-            return executor(x, sigma, *args, **kwargs)
+            return executor(x, timestep, *args, **kwargs)
         finally:
             guider.cfg = own
 
@@ -133,14 +134,26 @@ def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_o
 
     Gives what must be kept while the run lasts.
     """
-    if get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True):
+    if any_live(get_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY, guider.model_options, is_model_options=True)):
         return None  # the one on the model is used
+    if not _can_guide(guider):
+        warn_user("REG Schedule has no guidance to change here: the guider has no negative prompt, or was set to cfg 1")
+        return None
     follower = Follower(schedule, guider.inner_model.model_sampling)
     step, guided = Hook(follower.on_step, passes_on), Hook(follower.on_guided, leaves_denoised)
     add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, step, guider.model_options, is_model_options=True)
     hooks = model_options.get("sampler_post_cfg_function", [])
     model_options["sampler_post_cfg_function"] = [*hooks, guided]
     return follower
+
+
+def _can_guide(guider: comfy.samplers.CFGGuider) -> bool:
+    """Would another cfg guide? Without a negative prompt (Basic Guider) ComfyUI would scale the prediction itself, and
+    a guider of two models loads the second only if its cfg is not 1."""
+    if hasattr(guider, "uncond_model_patcher"):
+        return guider.uncond_inner is not None
+    own_rule = type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
+    return own_rule or "negative" in guider.conds
 
 
 def _require(condition: bool, message: str) -> None:

@@ -29,10 +29,20 @@ class Evaluated:
     handed: list[Tensor]  # the predictions, which patches may have written into since
     predictions: list[Tensor]  # copies from before
     from_cache: bool = False  # did less of the network run than before?
+    counts_itself: bool = False  # do evaluations by `calc` pass our own hook, which counts them?
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """What predicts."""
+        return getattr(self.model, "diffusion_model", None)
 
     def index(self, cond: list[dict] | None) -> int | None:
         """Where a cond stands. Conds are told apart by identity, for those of two prompts may be equal."""
         return next((i for i, one in enumerate(self.conds) if one is not None and one is cond), None)
+
+    def gave(self, prediction: Tensor | None) -> bool:
+        """Is this one of its predictions, the very same tensor?"""
+        return self.index_of_prediction(prediction) is not None
 
     def index_of_prediction(self, prediction: Tensor | None) -> int | None:
         """Where the cond of a prediction stands, which is how copies of conds are known."""
@@ -51,9 +61,11 @@ class StepState:
     rng: RNGState | None = None  # before the first evaluation, in a step that measures
     evaluated: list[Evaluated] = field(default_factory=list)
     hook: dict = field(default_factory=dict)  # what the last post-CFG hook of the step was told
+    several_latents: bool = False  # were such hooks told of more than one latent?
+    d_uncond_of_guider: Tensor | None = None  # by a guider with a rule of its own, before any patch
     jt_ones: Tensor | None = None  # had while the conds were evaluated
     graph: Evaluation | None = None  # the same, to be pulled back through once the guidance is known
-    ahead_of: list[dict] | None = None  # the cond of these two
+    ahead_of: tuple[Evaluated, int] | None = None  # where these two are from, and of which of its conds
     d_uncond: Tensor | None = None  # of the cond that guidance moves away from
 
     def ones(self) -> Tensor:
@@ -86,4 +98,4 @@ class Learned:
     ahead: bool = True  # can a measurement be made while ComfyUI evaluates the conds?
     batches_probe: bool | None = None  # may a probe be in the batch of the conds?
     draws: bool = False  # does an evaluation draw random numbers?
-    blocks: Counter = field(default_factory=Counter)  # how many blocks of the network run at the most, by kind of pass
+    blocks: Counter = field(default_factory=Counter)  # of a network that run at the most, by (network, kind of pass)

@@ -33,6 +33,9 @@ LARGEST = 10.0
 # How long J g may be beside g where only a ratio of two is used. At the start of a flow model α is 0, and J alone has no
 # such bound: one of the demo networks has 50 there.
 LONGEST = 1000.0
+LEAST = (
+    1e-3  # of what says something: where α is nearly 0, at the start of a flow model, f is nearly 0 whatever follows
+)
 
 
 class Needs(Enum):
@@ -96,8 +99,8 @@ class Rectification:
         return _shaped(profile.at(self.curve, step.sigma), step.x)
 
     def is_informative(self, value: Tensor) -> Tensor:
-        """Whether a value says anything, a boolean tensor: one that was clamped everywhere does not."""
-        return ((value > 0) & (value < 1)).any()
+        """Whether a value says anything, a boolean tensor: one that is clamped, or next to 0, everywhere does not."""
+        return ((value > LEAST) & (value < 1)).any()
 
 
 class Elementwise(Rectification):
@@ -112,7 +115,7 @@ class Elementwise(Rectification):
         return factor * step.guidance, factor
 
     def is_informative(self, value):
-        return (value != 0).any()  # it is 0 everywhere where α is, at the start of a flow model
+        return (value.abs() > LEAST).any()
 
 
 class Jacobian(Rectification):

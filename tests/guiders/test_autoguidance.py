@@ -131,7 +131,7 @@ def test_ratio_compares_with_the_weak_model(model, weak):
         (Options("jacobian", "backward"), [1 + 1 + 1, 1]),
         (Options("elementwise", "difference"), [1 + 1 + 3, 1]),  # … and the probe is tried alone and in a batch
         (Options("jacobian", "difference"), [1 + 1 + 1, 1]),
-        (Options("ratio"), [1 + 1 + 1, 2]),
+        (Options("ratio"), [1 + 1 + 1, 1 + 1 + 1]),
         (Options("ratio", strength=0.0), [1, 1]),
     ],
     ids=str,

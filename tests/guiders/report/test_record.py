@@ -48,7 +48,7 @@ PASSES = {  # beyond one cond and one uncond a step; the first measurement check
     ("elementwise", "difference"): (1 + 3 + MEASURED, 0),  # and tries the probe in the batch, too
     ("jacobian", "backward"): (1 + 1, MEASURED),
     ("jacobian", "difference"): (1 + MEASURED, 0),
-    ("ratio", "auto"): (1 + 2 * MEASURED, 0),
+    ("ratio", "auto"): (2 + 2 * MEASURED, 0),
 }
 
 

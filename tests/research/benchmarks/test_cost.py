@@ -19,7 +19,7 @@ EXPECTED = {
     "jacobian, backward": (2 + 1 + 2, 3, 2),
     "elementwise, difference": (2 + 1 + 1 + 3, 3, 2),  # a probe alone, and one in the batch to compare it with
     "jacobian, difference": (2 + 1 + 1, 3, 2),
-    "ratio": (2 + 1 + 2, 4, 2),
+    "ratio": (2 + 2 + 2, 4, 2),
     "profile": (2, 2, 2),
 }
 MEASURED = {8: 4, 20: 6, 30: 6, 50: 7}  # steps 0, 1, 2, 4, 8, 16, 32 of a run
