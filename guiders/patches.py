@@ -61,11 +61,16 @@ def blocks_run(network: torch.nn.Module | None):
         yield ran
 
 
+def has_own_rule(guider) -> bool:
+    """Does it make guidance in another way than ComfyUI's CFG?"""
+    return getattr(type(guider), "predict_noise", None) is not comfy.samplers.CFGGuider.predict_noise
+
+
 def stand_in(guider, model_options: dict) -> Callable | None:
     """The patch that evaluates the conds in ComfyUI's place (SLG simple, presets of other packs), as a function
     (model, conds, x, sigma, model_options) -> predictions. Guiders that have their own rule pass it by."""
     patch = model_options.get("sampler_calc_cond_batch_function")
-    if patch is None or getattr(type(guider), "predict_noise", None) is not comfy.samplers.CFGGuider.predict_noise:
+    if patch is None or has_own_rule(guider):
         return None
 
     def calc(model, conds, x, sigma, model_options):

@@ -147,7 +147,7 @@ class Predictions:
         state, whole = self.state, here([], [])
         learned = self.learned
         known = learned.way is not None and learned.ahead and not learned.draws and state.measures
-        guides = getattr(self.guider, "cfg", None) != 1
+        guides = patches.has_own_rule(self.guider) or self.guider.cfg != 1
         if not (known and guides) or state.evaluated or state.x is not whole.x or patches.may_mix(whole.model_options):
             return None
         position = self._position(whole)

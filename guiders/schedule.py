@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..reg import schedules
 from .hooks import Hook, any_live, leaves_denoised, passes_on
+from .patches import has_own_rule
 from .report.live import warn_user
 
 COUNTED_IN = ("percent", "sigma")
@@ -152,8 +153,7 @@ def _can_guide(guider: comfy.samplers.CFGGuider) -> bool:
     a guider of two models loads the second only if its cfg is not 1."""
     if hasattr(guider, "uncond_model_patcher"):
         return guider.uncond_inner is not None
-    own_rule = type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
-    return own_rule or "negative" in guider.conds
+    return has_own_rule(guider) or "negative" in guider.conds
 
 
 def _require(condition: bool, message: str) -> None:
