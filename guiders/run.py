@@ -56,6 +56,7 @@ def rectified_run(
         warn_user("this run has REG twice; the one on the model is used")
         yield NoRun()
         return
+    begin()
     follower = follow(options.schedule, guider, model_options) if options.schedule is not None else None
     run = _started(options, guider, noise, model_options, mask) if options.strength != 0 else NoRun()
     try:
@@ -66,7 +67,6 @@ def rectified_run(
 
 def _started(options, guider, noise, model_options, mask) -> "Run":
     """A run with its hooks in place."""
-    begin()
     check_model(guider.inner_model)
     check_latent(guider.inner_model, noise)
     if options.profile is not None:
