@@ -63,10 +63,14 @@ class REGDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, version: str = "full") -> bool | str:
-        """Asked in place of ComfyUI's own check against the list, which would not say where a missing version is."""
+    def validate_inputs(cls, version: str | None = "full") -> bool | str:
+        """Asked in place of ComfyUI's own check against the list, which would not say where a missing version is.
+
+        A version that another node gives is not known yet.
+        """
         try:
-            weights(version)
+            if version is not None:
+                weights(version)
         except ValueError as error:
             return str(error)
         return True

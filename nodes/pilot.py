@@ -55,9 +55,10 @@ def rectified(model, arm: arms_.Arm):
 
 def plain_name(name: str) -> str:
     """Raises ValueError: it is no name of one folder."""
-    if not name.strip() or not name.isprintable() or name != Path(name).name or "\\" in name or name.startswith("."):
+    name = name.strip()
+    if not name or not name.isprintable() or name != Path(name).name or "\\" in name or name.startswith("."):
         raise ValueError(f"REG: {name!r} is no name for a folder: use letters, digits, spaces and dashes.")
-    return name.strip()
+    return name
 
 
 class REGPilot(io.ComfyNode):
@@ -201,6 +202,8 @@ class REGPilot(io.ComfyNode):
         plan, positives = _plan(inputs, session)
         for arm in plan.arms:
             rectified(model, arm)
+        plain = graph.is_plain([negative, list(positives.values())])
+        conds = () if plain else _conds(cls.hidden.prompt, cls.hidden.unique_id)
         studio = graph.Studio(
             model,
             positives,
@@ -211,7 +214,7 @@ class REGPilot(io.ComfyNode):
             inputs["scheduler"],
             inputs["steps"],
             rectified,
-            _upstream(cls.hidden.prompt, cls.hidden.unique_id, ("model", "vae")),
+            _upstream(cls.hidden.prompt, cls.hidden.unique_id, ("model", "vae", *conds)),
             inputs["ask_model"],
         )
         address = lambda cell: studio.name(cell, node_options(cell.arm))  # noqa: E731
@@ -295,6 +298,12 @@ def _upstream(prompt: dict | None, node: str, names: tuple[str, ...]) -> object:
         return value
 
     return [made_of(prompt[node]["inputs"].get(name)) for name in names]
+
+
+def _conds(prompt: dict | None, node: str) -> list[str]:
+    """The inputs that conditionings come from."""
+    inputs = (prompt or {}).get(node, {}).get("inputs", {})
+    return [name for name in inputs if name.split(".")[0] in ("negative", "positives", "clip")]
 
 
 def _checkpoint(prompt: dict | None, node: str) -> str:

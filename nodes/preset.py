@@ -46,7 +46,7 @@ class REGLoadPreset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name, share):
-        path = folder_paths.get_full_path(FOLDER, name)
+        path = name and folder_paths.get_full_path(FOLDER, name)  # None: another node gives it
         return path and Path(path).stat().st_mtime_ns
 
     @classmethod

@@ -83,7 +83,7 @@ class Studio:
         record = {"seconds": time.monotonic() - started, "evaluations": count[0]}
         if self.judges_itself:
             record["own"] = own_agreement(self.base, self.positives[cell.prompt], self.negative, latent, cell.seed)
-        return picture, record, latent[0].to(torch.float16).numpy()
+        return picture, record, latent[0].to("cpu", torch.float16).numpy()
 
 
 def decoded(vae, latent: Tensor) -> np.ndarray:
@@ -210,6 +210,13 @@ def _probe(values: Tensor) -> list[float]:
         return []
     flat = values.detach().reshape(-1)
     return flat[:: max(1, len(flat) // PROBED_VALUES)].float().cpu().nan_to_num().tolist()
+
+
+def is_plain(value) -> bool:
+    """Does `content` tell all of a value? Of a ControlNet, say, it tells only that it is one."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor | str | int | float | bool | None)
 
 
 def content(value) -> str:

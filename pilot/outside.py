@@ -103,7 +103,7 @@ async def run(setup: Setup, places: Places, folder: Path, title: str) -> session
             failures = await _make(store, plan.cells, workers, workflow, name, places.lanes)
             _tell(failures)
         facts = [("servers", ", ".join(worker.name for worker in workers))]
-        return session.answer(store, plan, name, title, workflow.model, facts)
+        return session.answer(store, plan, name, title, workflow.model, facts, workflow.options)
 
 
 def _tell(failures: dict[Cell, str]) -> None:
@@ -116,7 +116,9 @@ def _tell(failures: dict[Cell, str]) -> None:
 async def _make(
     store: Store, cells: list[Cell], workers, workflow: Workflow, name: Callable, lanes: int
 ) -> dict[Cell, str]:
-    missing = [cell for cell in cells if not store.has(name(cell))]
+    missing = list(
+        {name(cell): cell for cell in cells if not store.has(name(cell))}.values()
+    )  # settings may mean the same
     with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="picture") as bar:
 
         def keep(cell: Cell, made: Made) -> None:

@@ -161,7 +161,7 @@ def grid(labels: list[str], rows: list[list[np.ndarray]], side: int) -> Image.Im
 
 
 def _fitting(label: str, font, width: int) -> str:
-    while font.getlength(label) > width:
+    while font.getlength(label) > width and len(label) > 1:
         label = label[:-2] + "…"
     return label
 

@@ -54,8 +54,9 @@ class Preset:
         )
 
     @classmethod
-    def of(cls, arm: Arm, **about) -> "Preset":
-        return cls(arm.cfg, arm.node_options(), **about)
+    def of(cls, arm: Arm, options: dict, **about) -> "Preset":
+        """An arm's setting; `options` are those that its REG node had besides."""
+        return cls(arm.cfg, {**options, **arm.node_options()}, **about)
 
     def text(self) -> str:
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"

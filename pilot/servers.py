@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import aiohttp
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from .arms import address as content_address
+from .workflow import PICTURES
 
 ATTEMPTS = 5  # of a request
 FIRST_WAIT, LONGEST_WAIT = 0.3, 5.0  # seconds between them
@@ -58,7 +60,7 @@ class Server:
 
     def __init__(self, address: str):
         self.name = address
-        self.url = address if address.startswith("http") else f"http://{address}"
+        self.url = (address if address.startswith("http") else f"http://{address}").rstrip("/")
         self.session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Server":
@@ -99,7 +101,7 @@ class Server:
         try:
             await self._queue(prompt, identity)
             record = await self._finished(identity)
-            picture = await self._get("/view", raw=True, **_first_picture(record["outputs"]))
+            picture = await self._get("/view", raw=True, **_picture(prompt, record["outputs"]))
         except asyncio.CancelledError:
             await asyncio.shield(self._withdraw(identity))
             raise
@@ -172,9 +174,11 @@ class Server:
             raise _Trouble(f"does not answer ({type(error).__name__})") from error
 
 
-def _first_picture(outputs: dict) -> dict:
-    for output in outputs.values():
-        for file in output.get("images", []):
+def _picture(prompt: dict, outputs: dict) -> dict:
+    """Where the picture lies, by the node that is there to show it: reports and curves show pictures, too."""
+    showing = [key for key, node in prompt.items() if node["class_type"] in PICTURES]
+    for key in showing:
+        for file in outputs.get(key, {}).get("images", []):
             return {key: file[key] for key in ("filename", "subfolder", "type")}
     raise Failed("no picture came out")
 
@@ -224,7 +228,8 @@ class OwnServer:
     def __enter__(self) -> "OwnServer":
         """Raises Lost: it does not start; the message ends with the end of its log."""
         command = [sys.executable, str(self.main), "--port", self.address.split(":")[1], "--disable-auto-launch"]
-        command += ["--database-url", "sqlite:///:memory:", *self.options]
+        self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # ComfyUI empties it when it starts
+        command += ["--temp-directory", self.temporary.name, "--database-url", "sqlite:///:memory:", *self.options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **_ends_with_us()
@@ -244,7 +249,8 @@ class OwnServer:
                 os.killpg(self.process.pid, number) if hasattr(os, "killpg") else self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
-                return
+                break
+        self.temporary.cleanup()
 
 
 def _ends_with_us() -> dict:

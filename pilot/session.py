@@ -10,7 +10,7 @@ import numpy as np
 
 from . import collect, page, plots
 from .arms import Arm, Cell, cells, with_references
-from .preset import Preset
+from .preset import Preset, PresetError
 from .scorer import Scorer
 from .store import Store
 from .verdict import MARGIN, Verdict, judge
@@ -75,14 +75,22 @@ def answer(
     title: str,
     model: str,
     facts: list[tuple[str, str]],
+    options: dict | None = None,
 ) -> Answer:
-    """Measure what is finished, judge it, and write the page, the tables and the preset into the folder."""
+    """Measure what is finished, judge it, and write the page, the tables and the preset into the folder.
+
+    Args:
+        options: what the REG nodes had besides the options of their arms.
+    """
     table = collect.table(store, plan.arms, plan.cells, name, plan.scorer, plan.references, plan.questions)
     verdict = judge(table, plan.baseline, plan.margin)
     made = {"date": datetime.now().strftime("%Y-%m-%d %H:%M"), "pictures": table.n, "prompts": len(table.prompts)}
     preset = None
     if verdict.recommended:
-        preset = Preset.of(verdict.recommended, model=model, evidence=verdict.paragraph, made=made)
+        try:
+            preset = Preset.of(verdict.recommended, options or {}, model=model, evidence=verdict.paragraph, made=made)
+        except PresetError as error:  # a profile is another file
+            facts = [("preset", f"none: {error}"), *facts]
     facts = [
         ("made", made["date"]),
         ("model", model or "not known"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .arms import NONE, Cell
+from .preset import OPTIONS
 
 RECTIFIERS = ("REGModel", "REGGuider", "REGAutoGuider", "REGSampler")
 TEXTS = ("text", "text_g", "text_l", "clip_g", "clip_l", "t5xxl", "llama", "prompt", "tags", "caption", "lyrics")
@@ -86,6 +87,12 @@ class Workflow:
         return next((float(value) for value in values if isinstance(value, int | float)), None)
 
     @property
+    def options(self) -> dict:
+        """What the REG node of the workflow has, as far as a preset holds it and it is written there."""
+        inputs = self.prompt[self.rectifiers[0]]["inputs"]
+        return {name: value for name, value in inputs.items() if name in OPTIONS and not _is_link(value)}
+
+    @property
     def model(self) -> str:
         """The files of the models in it."""
         values = [value for node in self.prompt.values() for value in node["inputs"].values()]
@@ -100,9 +107,8 @@ class Workflow:
                 node["inputs"]["batch_size"] = 1
         for key in self.rectifiers:
             made[key]["inputs"].update(cell.arm.node_options())
-            made[key]["inputs"].pop("preset", None)  # it would replace them
-            if cell.arm.node_options().get("strength") == 0:
-                made[key]["inputs"].pop("schedule", None)  # plain guidance has no schedule
+            for replacing in ("preset", "schedule"):  # the options, or the cfg
+                made[key]["inputs"].pop(replacing, None)
         for key in self.scales:
             made[key]["inputs"]["cfg"] = 1.0 if cell.arm.rule == NONE else cell.arm.cfg
         for key, name in self.seeds:

@@ -14,6 +14,12 @@ RULES = ["COMBO", {"options": ["ratio", "elementwise", "jacobian"]}]
 NODE = {"REGModel": {"input": {"required": {"model": ["MODEL"], "rectification": RULES}}}}
 
 
+def asked(**data) -> dict:
+    """A prompt that shows a picture; `refuse` and `fail`, if they are true, are heard."""
+    nodes = {key: {"class_type": "Data", "inputs": {"value": str(value)}} for key, value in data.items() if value}
+    return nodes | {"8": {"class_type": "PreviewImage", "inputs": {}}}
+
+
 class FakeComfyUI:
     """Answers as ComfyUI does. `trouble` may raise or give a response in place of any answer."""
 
@@ -76,8 +82,12 @@ class FakeComfyUI:
         good = ["execution_success", {"timestamp": 2500}]
         messages = [["execution_start", {"timestamp": 1000}], error if prompt.get("fail") else good]
         status = {"completed": not prompt.get("fail"), "messages": messages}
-        files = [{"filename": "x.png", "subfolder": "", "type": "temp"}]
-        self.records[identity] = {"status": status, "outputs": {"8": {"images": files}}}
+        shows = next(key for key, node in prompt.items() if node["class_type"] == "PreviewImage")
+        report, picture = ([{"filename": name, "subfolder": "", "type": "temp"}] for name in ("report.png", "x.png"))
+        self.records[identity] = {
+            "status": status,
+            "outputs": {"report": {"images": report}, shows: {"images": picture}},
+        }
 
     async def _history(self, request):
         identity = request.match_info["id"]
@@ -95,6 +105,7 @@ class FakeComfyUI:
         return web.Response()
 
     async def _view(self, request):
+        assert request.query["filename"] == "x.png"
         file = io.BytesIO()
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
         return web.Response(body=file.getvalue())

@@ -219,9 +219,23 @@ def test_nan_is_told(loaded):
 
 
 def test_a_preset_is_loaded_and_scaled(tmp_path, monkeypatch):
-    (tmp_path / "mine.json").write_text(Preset.of(REG, evidence="better").text())
+    (tmp_path / "mine.json").write_text(Preset.of(REG, {}, evidence="better").text())
     monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".json"}))
     preset, cfg, text = REGLoadPreset.execute("mine.json", 0.5).args
     assert cfg == 4.0 and preset.options == {"rectification": "ratio", "strength": 0.5, "every": 1} and "better" in text
     model = REGDemoModel.execute().args[0]
     assert REGModel.execute(model, **(node.node_defaults() | preset.options)).args[0] is not model
+
+
+def test_of_a_controlnet_content_tells_too_little():
+    """Its strength, say, is seen in the graph only."""
+    control = type("ControlNet", (), {})()
+    plain = [[torch.ones(2), {"area": (1, 2), "name": "a", "strength": 0.5, "mask": None}]]
+    assert graph.is_plain(plain) and not graph.is_plain([[torch.ones(2), {"control": control}]])
+
+
+@pytest.mark.parametrize("name", ["..", " ..", ". ", " ", "a/b", "a\\b", ".hidden"])
+def test_a_folder_is_one_below_the_pilots_own(name):
+    with pytest.raises(ValueError, match="no name for a folder"):
+        node.plain_name(name)
+    assert node.plain_name(" my model ") == "my model"

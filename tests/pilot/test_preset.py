@@ -8,7 +8,11 @@ from pack.pilot.arms import Arm
 from pack.pilot.preset import Preset, PresetError, load, options, parse
 
 PRESET = Preset.of(
-    Arm("ratio", 5.0, (("every", 2),)), model="m.safetensors", evidence="It is better.", made={"pictures": 96}
+    Arm("ratio", 5.0, (("every", 2),)),
+    {"every": 8, "start_percent": 0.2},
+    model="m.safetensors",
+    evidence="It is better.",
+    made={"pictures": 96},
 )
 
 
@@ -19,7 +23,10 @@ def altered(**changes) -> str:
 def test_what_is_saved_is_loaded(tmp_path):
     (file := tmp_path / "a.json").write_text(PRESET.text(), encoding="utf-8")
     assert load(file) == PRESET
-    assert options(PRESET) == {"rectification": "ratio", "strength": 1.0, "every": 2} and PRESET.cfg == 5.0
+    assert (
+        options(PRESET) == {"rectification": "ratio", "strength": 1.0, "every": 2, "start_percent": 0.2}
+        and PRESET.cfg == 5.0
+    )
 
 
 def test_a_share_for_a_roll_out():

@@ -13,7 +13,7 @@ from pack.pilot import servers
 from pack.pilot.arms import UNGUIDED, Arm, cells
 from pack.pilot.dispatch import Dispatch
 from pack.pilot.servers import Failed, Lost, Refused, Server
-from pack.tests.pilot.fake_comfyui import FakeComfyUI
+from pack.tests.pilot.fake_comfyui import FakeComfyUI, asked
 
 ARMS = [UNGUIDED, Arm("cfg", 5.0), Arm("ratio", 3.0)]
 CELLS = cells(ARMS, ["a", "b"], 3, 0)
@@ -25,7 +25,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(Server._once.retry, "wait", lambda state: 0.01)
 
 
-def run(*comfyuis: FakeComfyUI, prompt_of=lambda cell: {"cell": str(cell)}, lanes: int = 2, during=None):
+def run(*comfyuis: FakeComfyUI, prompt_of=lambda cell: asked(cell=cell), lanes: int = 2, during=None):
     """Dispatch CELLS over the servers; gives what was kept, and the failures."""
     kept = Counter()
 
@@ -108,23 +108,23 @@ def test_a_server_that_was_started_anew_has_forgotten():
 
 def test_a_refused_workflow_ends_the_run():
     with pytest.raises(Refused, match=r"^REG: the ComfyUI at .* refuses the workflow: Loader: Value not in list ckpt"):
-        run(FakeComfyUI(), FakeComfyUI(), prompt_of=lambda cell: {"refuse": True})
+        run(FakeComfyUI(), FakeComfyUI(), prompt_of=lambda cell: asked(refuse=True))
 
 
 def test_a_picture_that_fails_is_tried_twice_and_told():
     comfyui = FakeComfyUI()
     bad = CELLS[4]
-    kept, failures = run(comfyui, prompt_of=lambda cell: {"cell": str(cell), "fail": cell == bad})
+    kept, failures = run(comfyui, prompt_of=lambda cell: asked(cell=cell, fail=cell == bad))
     assert kept == Counter(CELLS) - Counter([bad]) and failures == {bad: "KSampler: out of memory"}
     assert sorted(comfyui.made.values())[-1] == 2
 
 
 def test_seconds_are_the_servers():
     async def one():
-        async with FakeComfyUI() as address, Server(address) as server:
-            made = await server.run({"a": 1})
+        async with FakeComfyUI() as address, Server(f"http://{address}/") as server:
+            made = await server.run(asked(a=1))
             with pytest.raises(Failed):
-                await server.run({"fail": True})
+                await server.run(asked(fail=True))
             return made
 
     assert asyncio.run(one()).seconds == 1.5
@@ -135,7 +135,7 @@ def test_stopping_leaves_nothing_in_a_queue():
         comfyui = FakeComfyUI()
         async with comfyui as address, Server(address) as server:
             comfyui._finish = lambda *_: None  # never done
-            task = asyncio.create_task(server.run({"a": 1}))
+            task = asyncio.create_task(server.run(asked(a=1)))
             while not comfyui.queue:
                 await asyncio.sleep(0.01)
             task.cancel()

@@ -173,7 +173,7 @@ def test_many_prompts_are_drawn_in_place_of_pictures():
 def test_the_page_holds_everything(store, verdict):
     from pack.pilot.preset import Preset, load
 
-    preset = Preset.of(verdict.recommended, model="<b>my model</b>.safetensors", evidence=verdict.paragraph)
+    preset = Preset.of(verdict.recommended, {}, model="<b>my model</b>.safetensors", evidence=verdict.paragraph)
     page.write(store, verdict, name, "<script>alert(1)</script>", [("made", "today"), ("model", "<b>")], preset)
     html = (store.folder / "pilot.html").read_text(encoding="utf-8")
     assert "<script" not in html and "&lt;script&gt;" in html and verdict.paragraph in unescape(html)

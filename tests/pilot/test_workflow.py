@@ -142,3 +142,13 @@ def test_files_that_are_no_workflow(tmp_path, content, told):
 def test_a_workflow_is_read(tmp_path):
     (file := tmp_path / "workflow.json").write_text(json.dumps(workflow()))
     assert read(file) == workflow()
+
+
+def test_what_would_replace_the_options_or_the_cfg_is_left_out():
+    """A schedule stands in place of the cfg that the settings are about."""
+    curve, preset = ("REGSchedule", {"shape": "linear"}), ("REGLoadPreset", {"name": "mine.json"})
+    inputs = {"model": ["ckpt", 0], "schedule": ["curve", 0], "preset": ["kept", 0], "every": 4, "step": ["number", 0]}
+    found = Workflow(workflow(curve=curve, kept=preset, reg=("REGModel", inputs)))
+    for arm in (REG, UNGUIDED, Arm("cfg", 5.0)):
+        assert not {"schedule", "preset"} & found.of(Cell(arm, "a", 1))["reg"]["inputs"].keys()
+    assert found.options == {"every": 4}  # which a preset of this workflow has, too
