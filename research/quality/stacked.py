@@ -115,8 +115,9 @@ def table(readings: Readings, groups: dict[tuple, list[Cell]]) -> pd.DataFrame:
 def write(readings: Readings, cells: list[Cell], output: Path, command: str) -> None:
     """stacked.md, stacked.csv and stacked.png in a folder: each cfg with all of its pictures, and all cfgs with as many
     of each as all have."""
-    cfgs = sorted({cell.cfg for cell in cells})
-    each = {cfg: complete([cell for cell in cells if cell.cfg == cfg]) for cfg in cfgs}
+    prompts = {cell.prompt for cell in cells}
+    each = {cfg: complete([cell for cell in cells if cell.cfg == cfg]) for cfg in sorted({cell.cfg for cell in cells})}
+    each = {cfg: groups for cfg, groups in each.items() if all((prompt, "cfg", cfg) in groups for prompt in prompts)}
     frame = pd.concat([table(readings, groups) for groups in each.values()])
     means = over_prompts(frame)
     means.drop(columns=[f"{name} replicates" for name in ("target", "accuracy")]).round(5).to_csv(
@@ -128,7 +129,7 @@ def write(readings: Readings, cells: list[Cell], output: Path, command: str) -> 
         f"Prompts: {', '.join(frame.prompt.unique())}; {cells[0].sampler}, {cells[0].steps} steps. Distance to the exact "
         "target, in brackets the condition accuracy; then what REG on it changes, with 95 % intervals in pairs, and the "
         "accuracy then. Bold is beyond 0.",
-        *(f"## cfg {cfg:g}\n\n{heading(means, cfg)}\n\n{by_cfg(means, cfg)}" for cfg in cfgs),
+        *(f"## cfg {cfg:g}\n\n{heading(means, cfg)}\n\n{by_cfg(means, cfg)}" for cfg in each),
         *equally_obedient(shared),
         "![Distance over accuracy](stacked.png)",
     ]

@@ -67,8 +67,11 @@ def test_each_cfg_has_all_its_pictures_and_all_cfgs_as_many_as_all_have(tmp_path
                 for seed in range(seeds):
                     cells.append(replace(CELL, prompt=prompt, rule=rule, cfg=cfg, seed=seed))
                     kept.add(cells[-1], seen(len(cells)))
-    stacked.write(kept, cells, tmp_path, "command")
+    begun = replace(CELL, cfg=8.0)  # of one prompt only
+    kept.add(begun, seen(0))
+    stacked.write(kept, [*cells, begun], tmp_path, "command")
     text = (tmp_path / "stacked.md").read_text()
+    assert "## cfg 8" not in text
     assert "## cfg 3\n\n40 pictures of each prompt" in text and "## cfg 5\n\n80 pictures of each prompt" in text
     assert (tmp_path / "stacked.png").stat().st_size > 10_000
     each = {cfg: stacked.complete([cell for cell in cells if cell.cfg == cfg]) for cfg in (3.0, 5.0)}
