@@ -131,7 +131,8 @@ def test_the_estimator_is_what_measures(added, rule):
     assert lines == []
     before = model.model.diffusion_model.evaluated
     tiny.predict(tiny.guider(on_model(model, options)), *[(X, SIGMA)] * 5)
-    assert model.model.diffusion_model.evaluated - before == (5 * 2 + 1) * len(X)
+    checked = 2 if rule == "ratio" else 1  # predictions, once a run, against ComfyUI's
+    assert model.model.diffusion_model.evaluated - before == (5 * 2 + checked) * len(X)
     assert memory(options, model.model) == 7.0
 
 
