@@ -33,9 +33,8 @@ LARGEST = 10.0
 # How long J g may be beside g where only a ratio of two is used. At the start of a flow model α is 0, and J alone has no
 # such bound: one of the demo networks has 50 there.
 LONGEST = 1000.0
-LEAST = (
-    1e-3  # of what says something: where α is nearly 0, at the start of a flow model, f is nearly 0 whatever follows
-)
+# What says something is above it: where α is nearly 0, at the start of a flow model, f is nearly 0 whatever follows.
+LEAST = 1e-3
 
 
 class Needs(Enum):
