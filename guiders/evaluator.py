@@ -93,14 +93,14 @@ class Evaluator:
         """The guided cond's prediction at the step's latent, from which differences are taken."""
         return self.cond(self.evaluated.x) if self._may_be_cached() else self.d_cond
 
-    def base_of_both(self, d_uncond: Tensor) -> tuple[Tensor, Tensor]:
+    def base_of_both(self) -> tuple[Tensor, Tensor]:
         """The same of both conds."""
-        return self.both(self.evaluated.x) if self._may_be_cached() else (self.d_cond, d_uncond)
+        return self.both(self.evaluated.x) if self._may_be_cached() else (self.d_cond, self.d_other)
 
     def _may_be_cached(self) -> bool:
         """May a patch around the network have answered in its place, unseen? Compiled networks show no blocks."""
         here = self.evaluated
-        return wraps_network(here.model_options) and not self.learned.blocks[here.network, COMFYUI]
+        return wraps_network(here.model_options) and not self.learned.shows_blocks(here.network, COMFYUI)
 
     def graph(self, options: GraphOptions) -> estimators.Evaluation:
         """The guided cond's prediction at the step's latent, with its graph."""
@@ -198,7 +198,7 @@ class Evaluator:
         return out
 
     def _require_all(self, network: torch.nn.Module, ran: set, kind: str) -> None:
-        if is_partial(self.learned.blocks, (network, kind, self.learned.way), ran):
+        if self.learned.is_partial(network, (kind, self.learned.way), ran):
             raise Unmeasurable("a cache answers in the network's place")
 
     def _calc(self, evaluated: Evaluated, conds: list, x: Tensor, model_options: dict) -> list[Tensor]:
@@ -232,9 +232,3 @@ def relative_gap(found: Tensor, expected: Tensor) -> Tensor:
     """How far a prediction is off, over its own size; infinite where that is 0."""
     size = expected.norm()
     return torch.where(size > 0, (found - expected).norm() / size, torch.inf)
-
-
-def is_partial(most: Counter, kind: object, ran: set) -> bool:
-    """Did fewer blocks of the network run than in a full pass of this kind? `most` is what is known, and is updated."""
-    most[kind] = max(most[kind], len(ran))
-    return len(ran) < most[kind]

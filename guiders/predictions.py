@@ -16,13 +16,13 @@ from ..reg.rectification import Needs
 from . import patches
 from .estimators import Estimator
 from .estimators.difference import is_interrupt
-from .evaluator import COMFYUI, Evaluator, is_partial
+from .evaluator import COMFYUI, Evaluator
 from .guidance import find_guidance
 from .options import Options
 from .patches import blocks_run
 from .report.live import log
 from .report.record import Recorder
-from .state import Conds, Evaluated, Learned, StepState
+from .state import Conds, Evaluated, Learned, StepState, network_of
 
 UNSEEN = "reg unseen passes"  # in model options: evaluations for the guidance of this step that are made elsewhere
 
@@ -118,12 +118,12 @@ class Predictions:
     def _watched(self, calc, model, conds, *args) -> tuple[list[Tensor], bool]:
         """ComfyUI's own evaluation, and whether a cache answered it: the first one of a run it cannot answer yet."""
         measures = self.state is not None and self.state.measures
-        network = getattr(model, "diffusion_model", None)
-        if self.measuring or (self.learned.blocks[network, COMFYUI] and not measures):
+        network = network_of(model)
+        if self.measuring or (self.learned.shows_blocks(network, COMFYUI) and not measures):
             return calc(model, conds, *args), False
         with blocks_run(network) as ran:
             out = calc(model, conds, *args)
-        return out, is_partial(self.learned.blocks, (network, COMFYUI), ran)
+        return out, self.learned.is_partial(network, COMFYUI, ran)
 
     def _skips(self, conds: Conds, sigma: Tensor, model_options: dict) -> bool:
         """Does guidance do too little here, by the profile, to be worth an unconditional pass? Some patches need it."""

@@ -33,8 +33,7 @@ class Evaluated:
 
     @property
     def network(self) -> torch.nn.Module | None:
-        """What predicts."""
-        return getattr(self.model, "diffusion_model", None)
+        return network_of(self.model)
 
     def index(self, cond: list[dict] | None) -> int | None:
         """Where a cond stands. Conds are told apart by identity, for those of two prompts may be equal."""
@@ -99,3 +98,17 @@ class Learned:
     batches_probe: bool | None = None  # may a probe be in the batch of the conds?
     draws: bool = False  # does an evaluation draw random numbers?
     blocks: Counter = field(default_factory=Counter)  # of a network that run at the most, by (network, kind of pass)
+
+    def shows_blocks(self, network: torch.nn.Module | None, kind: object) -> bool:
+        """Did any block of the network run in a pass of this kind? Those of a compiled network are not seen."""
+        return self.blocks[network, kind] > 0
+
+    def is_partial(self, network: torch.nn.Module | None, kind: object, ran: set) -> bool:
+        """Did fewer blocks of the network run than in a full pass of this kind, as far as one was made?"""
+        most = self.blocks[network, kind] = max(self.blocks[network, kind], len(ran))
+        return len(ran) < most
+
+
+def network_of(model: object) -> torch.nn.Module | None:
+    """What predicts in one of ComfyUI's models."""
+    return getattr(model, "diffusion_model", None)

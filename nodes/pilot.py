@@ -195,6 +195,13 @@ class REGPilot(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, scorer=NO_CHOICE, references=NO_CHOICE, **inputs):
+        """Pictures and models that the judgement depends on, for a new one where they changed."""
+        folders = scorer_folders().get(scorer), reference_folders().get(references)
+        files = sorted(path for folder in folders if folder is not None for path in folder.rglob("*") if path.is_file())
+        return [(str(path), path.stat().st_mtime_ns) for path in files]
+
+    @classmethod
     def execute(cls, model, negative, vae, latent_image, name, **inputs) -> io.NodeOutput:
         from ..pilot import graph, session
         from ..pilot.store import Store

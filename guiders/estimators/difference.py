@@ -51,7 +51,7 @@ class Difference(Estimator):
 
     def products(self, evaluator, state, v):
         probe = estimators.probe(evaluator.evaluated.x, v, self.setting.relative_step)
-        base = evaluator.base_of_both(state.d_uncond)
+        base = evaluator.base_of_both()
         jc, ju = (probe.product(*pair) for pair in zip(base, evaluator.both(probe.x), strict=True))
         return jc, ju
 

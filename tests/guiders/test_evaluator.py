@@ -1,7 +1,5 @@
 """Evaluations of ours are made as ComfyUI made its own: what is found out about a run's model, and what is refused."""
 
-from collections import Counter
-
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -10,9 +8,8 @@ import torch
 
 from pack.guiders import run as runs
 from pack.guiders.attach import on_model
-from pack.guiders.evaluator import is_partial
 from pack.guiders.options import Options
-from pack.guiders.state import Way
+from pack.guiders.state import Learned, Way
 from pack.reg.rectification import Needs
 from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import by_hand, neighbours, tiny
@@ -191,9 +188,11 @@ def test_a_cache_that_cannot_be_seen_spoils_no_difference(options):
 
 def test_fewer_blocks_than_in_a_full_pass_are_a_cache():
     """By the kind of pass: a wrapped way may have fewer than a plain one."""
-    most = Counter()
-    assert not is_partial(most, "plain", {1, 2, 3})
-    assert is_partial(most, "plain", {1})
-    assert not is_partial(most, "graph", {1})
-    assert not is_partial(most, "plain", {1, 2, 3, 4})
-    assert is_partial(most, "plain", {1, 2, 3})
+    learned, network = Learned(), torch.nn.Identity()
+    assert not learned.shows_blocks(network, "plain")
+    assert not learned.is_partial(network, "plain", {1, 2, 3})
+    assert learned.is_partial(network, "plain", {1})
+    assert not learned.is_partial(network, "graph", {1})
+    assert not learned.is_partial(network, "plain", {1, 2, 3, 4})
+    assert learned.is_partial(network, "plain", {1, 2, 3})
+    assert learned.shows_blocks(network, "plain") and not learned.shows_blocks(None, "plain")

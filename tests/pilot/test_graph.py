@@ -227,6 +227,16 @@ def test_a_preset_is_loaded_and_scaled(tmp_path, monkeypatch):
     assert REGModel.execute(model, **(node.node_defaults() | preset.options)).args[0] is not model
 
 
+def test_a_changed_reference_is_judged_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    before = node.REGPilot.fingerprint_inputs(scorer="none", references="mine", seed=0)
+    (tmp_path / "mine" / "one.png").write_bytes(b"")
+    after = node.REGPilot.fingerprint_inputs(scorer="none", references="mine", seed=0)
+    assert before != after == node.REGPilot.fingerprint_inputs(scorer=None, references="mine", seed=0)
+    assert node.REGPilot.fingerprint_inputs(scorer="none", references="none") == []
+
+
 def test_of_a_controlnet_content_tells_too_little():
     """Its strength, say, is seen in the graph only."""
     control = type("ControlNet", (), {})()
