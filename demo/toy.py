@@ -5,7 +5,6 @@ A latent [batch, 2, 1, 1] is a batch of points, each a sample of its own.
 
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models_base
 import torch
@@ -57,8 +56,8 @@ def model(seed: int) -> comfy.model_patcher.ModelPatcher:
     config.set_inference_dtype(torch.float32, None)
     network = ExactNetwork(worlds.classes(seed))
     base = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, unet_model=lambda **kwargs: network)
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.CoreModelPatcher(base, device, comfy.model_management.unet_offload_device())
+    processor = torch.device("cpu")  # in double precision, which not every card has
+    return comfy.model_patcher.CoreModelPatcher(base, processor, processor)
 
 
 def conditioning(positive: bool) -> list:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .attach import on_model
 from .options import Options
+from .patches import after_pre_cfg_hooks
 from .predictions import UNSEEN
 
 KEY = "reg weak model"
@@ -71,11 +72,7 @@ class AutoGuider(comfy.samplers.CFGGuider):
             return sampling_function(self.inner_model, x, timestep, None, positive, 1.0, model_options, seed)
         conds = [positive, self.conds.get("negative", positive)]
         out = list(self.denoise_both(x, timestep, model_options))
-        shared = {"cond_scale": self.cfg, "timestep": timestep, "input": x, "sigma": timestep}
-        for hook in model_options.get("sampler_pre_cfg_function", []):
-            out = hook(
-                {"conds": conds, "conds_out": out, "model": self.inner_model, "model_options": model_options, **shared}
-            )
+        out = after_pre_cfg_hooks(self.inner_model, conds, out, x, timestep, self.cfg, model_options)
         return cfg_function(self.inner_model, *out[:2], self.cfg, x, timestep, model_options, *conds)
 
     def denoise_both(self, x: Tensor, sigma: Tensor, model_options: dict) -> tuple[Tensor, Tensor]:

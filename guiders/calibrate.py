@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reg import estimators, per_sample, rectification
 from ..reg.profile import RANGES, Profile
 from .checks import check_prompt, describe, relative_step
-from .patches import OURS
+from .patches import OURS, after_pre_cfg_hooks
 from .step import alpha
 
 MOST_EFFECT = RANGES["effect"][1]
@@ -48,7 +48,7 @@ def calibrate(
     if not 1 <= cfg <= 100:
         raise ValueError(f"REG: cfg must be between 1 and 100, not {cfg}.")
     if latent.is_nested:
-        raise ValueError("REG: latents of several parts cannot be profiled: use estimator = difference with every = 4.")
+        raise ValueError("REG: latents of several parts cannot be profiled: choose estimator = difference.")
     model = model.clone()
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, OURS)
     guider = comfy.samplers.CFGGuider(model)
@@ -115,7 +115,9 @@ class Calibration(comfy.samplers.Sampler):
 
         step = relative_step(guider.inner_model, x)
         cond, uncond = denoise(x, *conds)
-        guidance, scale = cond - uncond, alpha(sampling, sigmas, x)
+        inner, cfg = guider.inner_model, guider.cfg
+        towards, away, *_ = after_pre_cfg_hooks(inner, conds, [cond, uncond], x, sigmas, cfg, model_options)
+        guidance, scale = towards - away, alpha(sampling, sigmas, x)
         along = estimators.probe(x, guidance, step)
         jc, ju = (along.product(d, m) for d, m in zip((cond, uncond), denoise(along.x, *conds), strict=True))
         up = estimators.probe(x, torch.ones_like(x), step)

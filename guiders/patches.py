@@ -61,6 +61,14 @@ def blocks_run(network: torch.nn.Module | None):
         yield ran
 
 
+def after_pre_cfg_hooks(model, conds: list, out: list, x, sigma, cfg: float, model_options: dict) -> list:
+    """The predictions that guidance is made of: what pre-CFG hooks make of those of the model."""
+    shared = {"conds": conds, "cond_scale": cfg, "timestep": sigma, "input": x, "sigma": sigma, "model": model}
+    for hook in model_options.get("sampler_pre_cfg_function", []):
+        out = hook({"conds_out": out, "model_options": model_options, **shared})
+    return out
+
+
 def has_own_rule(guider) -> bool:
     """Does it make guidance in another way than ComfyUI's CFG?"""
     return getattr(type(guider), "predict_noise", None) is not comfy.samplers.CFGGuider.predict_noise

@@ -127,7 +127,7 @@ class Predictions:
 
     def _skips(self, conds: Conds, sigma: Tensor, model_options: dict) -> bool:
         """Does guidance do too little here, by the profile, to be worth an unconditional pass? Some patches need it."""
-        needed = model_options.get("disable_cfg1_optimization", False)
+        needed = model_options.get("disable_cfg1_optimization", False) or hasattr(self.guider, "denoise_both")
         if not self.options.skip_below or needed or all(cond is not self.guided_cond for cond in conds):
             return False
         effect = self.options.profile.at("effect", sigma.flatten()[:1].float())

@@ -73,6 +73,8 @@ def _started(options, guider, noise, model_options, mask) -> "Run":
         check_profile(options.profile, guider.inner_model, noise.shape[1])
     for sentence in options.unused():
         warn_user(sentence)
+    if options.skip_below > 0 and hasattr(guider, "denoise_both"):
+        warn_user("skip_below leaves out the pass of a negative prompt, and does nothing in AutoGuidance")
     differences = options.estimator == "difference" or options.rule.needs is Needs.JVP_BOTH
     if differences and not options.uses_profile and patches.merges_tokens(model_options):
         warn_user(

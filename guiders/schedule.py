@@ -140,6 +140,8 @@ def follow(schedule: GuidanceSchedule, guider: comfy.samplers.CFGGuider, model_o
     if not _can_guide(guider):
         warn_user("REG Schedule has no guidance to change here: the guider has no negative prompt, or was set to cfg 1")
         return None
+    if hasattr(guider, "cfg1"):
+        warn_user("under Dual CFG, REG Schedule changes one of the two scales; the guidance by the other stays")
     follower = Follower(schedule, guider.inner_model.model_sampling)
     step, guided = Hook(follower.on_step, passes_on), Hook(follower.on_guided, leaves_denoised)
     add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, step, guider.model_options, is_model_options=True)

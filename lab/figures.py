@@ -31,6 +31,7 @@ NAMES = {
     **{rule.name: rule.label for rule in RECTIFICATIONS.values()},
 }
 SMALL, LARGE = 13, 15  # points: a figure of 6 inches is legible on a node of 380 pixels
+LEAST = 1e-6  # of a scale: without guidance there is nothing but rounding to show
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
@@ -83,7 +84,7 @@ def curves(w: float = 1.0, rectification: str = "elementwise", count: int = 9) -
                 x, guidance[rule], color=COLOURS[rule], label=NAMES[rule], lw=2, ls="--" if rule == "exact" else "-"
             )
         shown = density > 0.02 * density.max()
-        linear = guidance["exact"][shown].abs().max().item()
+        linear = max(guidance["exact"][shown].abs().max().item(), LEAST)
         axes.set_yscale("symlog", linthresh=linear)
         axes.set(ylim=(-100 * linear, 100 * linear), yticks=[-linear, 0, linear], xticks=[])
         axes.set_title(f"noise {sigma:.2g}", fontsize=SMALL)
@@ -142,7 +143,7 @@ def arrows(
     columns = 2 if len(rules) < 4 else 3
     figure = _figure(6.4, 6.8, f"Guidance at cfg {1 + w:g}, noise {sigma:g}; long arrows cut")
     cell = (high[0] - low[0]) / 18
-    scale = (found["exact"] - d_cond).norm(dim=-1).max().item() / (1.5 * cell)
+    scale = max((found["exact"] - d_cond).norm(dim=-1).max().item(), LEAST) / (1.5 * cell)
     rows = -(-(len(rules) + 1) // columns)
     every = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axes, rule in zip(every, (*rules, "exact"), strict=False):

@@ -68,8 +68,10 @@ def checked_before_anything_loads(
             raise ValueError(
                 f"REG: {name} takes {wanted[name]}, and {kind} is connected to it: connect another output."
             )
-    connected = {"profile": SOME_PROFILE} if "profile" in input_types else {}
-    options_of(**given, **connected)
+    preset = "preset" in input_types  # which may name any of the options: then each is looked at by itself
+    connected = {"profile": SOME_PROFILE} if preset or "profile" in input_types else {}
+    for some in [{name: value} for name, value in given.items()] if preset else [given]:
+        options_of(**some, **connected)
     return True
 
 
@@ -100,8 +102,8 @@ def option_inputs() -> list:
             options=estimator_names(),
             default="auto",
             advanced=True,
-            tooltip="How the model's Jacobian is measured. backward: exact, one reverse pass, more memory. difference: "
-            "more forward passes, no gradient, works with every kernel and quantised weights. auto: the connected profile; "
+            tooltip="How the model's response is measured; auto suits most. backward: exact, needs memory. difference: "
+            "rougher, little memory, works with quantised and compiled models. auto: the connected profile; "
             "without one backward, and difference where a gradient cannot be had. profile: no extra pass. The rule ratio has "
             "differences only.",
         ),
@@ -134,8 +136,7 @@ def option_inputs() -> list:
             max=100,
             advanced=True,
             tooltip="At which steps the model is measured; the measurement is used until the next one. 0: at steps 0, 1, 2, "
-            "4, 8, 16, …, where most changes; a few percent more time than CFG. A number n: at every n-th step. 1: at each "
-            "step.",
+            "4, 8, 16, …, where most changes. A number n: at every n-th step. 1: at each step.",
         ),
         io.Float.Input(
             "step",

@@ -93,7 +93,8 @@ class REGPilot(io.ComfyNode):
                     multiline=True,
                     default="ratio 3 5; elementwise 5; jacobian 5",
                     tooltip="What to try, one rule a line with its cfg values and, if you like, options of the REG node: "
-                    "ratio 3 5 8 strength=0.5. The rule cfg is plain CFG. No guidance and your own cfg are always there.",
+                    "ratio 3 5 8 strength=0.5. elementwise is REG (paper), jacobian is whole Jacobian, and cfg is plain CFG. "
+                    "No guidance and your own cfg are always there.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -258,7 +259,7 @@ def _plan(inputs: dict, session):
         inputs["cfg"],
         _folder(scorer, scorer_folders()),
         _folder(references, reference_folders()),
-        arms_.parse_questions(questions.replace(" / ", " | ")),
+        arms_.parse_questions(questions),
         prompts=list(positives),
         pictures=inputs["pictures_per_prompt"],
         seed=inputs["seed"],

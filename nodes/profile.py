@@ -6,13 +6,13 @@ from pathlib import Path
 import comfy.sample
 import comfy.utils
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..guiders.attach import check_model
 from ..guiders.calibrate import calibrate
 from ..guiders.report.live import show
 from ..reg import profile as profiles
+from .checks import require_latent
 from .options import PROFILE
 
 FOLDER = "reg_profiles"
@@ -93,8 +93,7 @@ class REGCalibrate(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent_image, cfg=4.0, steps=12, points=8, seed=0) -> io.NodeOutput:
         check_model(model)
-        if not isinstance(latent_image, dict) or not isinstance(latent_image.get("samples"), torch.Tensor):
-            raise ValueError("REG: what is connected as latent_image is no latent: connect an empty latent.")
+        require_latent("latent_image", latent_image)
         ratios = {name: latent_image[name] for name in RATIOS if name in latent_image}
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **ratios)
         bar = comfy.utils.ProgressBar(steps + points)

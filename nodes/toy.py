@@ -177,4 +177,4 @@ class REGToyPlot(io.ComfyNode):
         points = samples["samples"]
         if points.ndim != 4 or points.shape[1:] != (2, 1, 1):
             raise ValueError("REG: these are not points of the plane: connect what was sampled from the REG Toy Model.")
-        return _shown(cls, draw.image(_figures().points(points[..., 0, 0].double(), cfg - 1, seed)))
+        return _shown(cls, draw.image(_figures().points(points[..., 0, 0].cpu().double(), cfg - 1, seed)))

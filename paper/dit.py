@@ -78,11 +78,11 @@ class DiT(nn.Module):
         Raises:
             ValueError: the latent is of another size than the checkpoint's.
         """
-        latent, (height, width) = x, (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
-        if height * width != self.pos_embed.shape[1] or height != width:
-            pixels = round(self.pos_embed.shape[1] ** 0.5) * self.patch * 8
+        latent, height = x, round(self.pos_embed.shape[1] ** 0.5)
+        side = height * self.patch
+        if tuple(x.shape[-2:]) != (side, side):
             raise ValueError(
-                f"REG: this DiT draws {pixels}x{pixels} pixels and nothing else: set the empty latent to that size."
+                f"REG: this DiT draws {8 * side}x{8 * side} pixels and nothing else: set the empty latent to that size."
             )
         x = self.x_embedder.proj(x).flatten(2).transpose(1, 2)  # [batch, tokens, hidden]
         x = x + comfy.ops.cast_to_input(self.pos_embed, x)

@@ -142,7 +142,8 @@ def load_edm2(path: str, dtype: str = "auto", disable_dynamic: bool = False) -> 
     read_state = read(path)
     encoder = [read_state[name] for name in ENCODER if name in read_state]
     state = {name.removeprefix("unet."): value for name, value in read_state.items() if name.startswith("unet.")}
-    config = _config(EDM2Config, edm2_weights.sizes, state or read_state, path, "REG DiT Loader")
+    state = state or read_state
+    config = _config(EDM2Config, edm2_weights.sizes, state, path, "REG DiT Loader")
     if encoder:
         config.latent_format = StandardisedLatents(*encoder)
     elif config.unet_config["in_channels"] != 3:
@@ -150,7 +151,13 @@ def load_edm2(path: str, dtype: str = "auto", disable_dynamic: bool = False) -> 
             f"REG: {_name(path)} works on latents and lacks {ENCODER[0]}: convert the authors' file anew with "
             "`python3 dev.py imagenet convert`."
         )
-    _check_whole(config, edm2_weights.prepare(_shapes(state), torch.float32), path)
+    try:
+        prepared = edm2_weights.prepare(_shapes(state), torch.float32)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"REG: {_name(path)} is not a whole checkpoint of EDM2 ({error}): download it and convert it again."
+        ) from error
+    _check_whole(config, prepared, path)
     model = _patcher(config, state, DTYPES[dtype], disable_dynamic)
     model.cached_patcher_init = load_edm2, (path, dtype)
     return model

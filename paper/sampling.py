@@ -34,12 +34,15 @@ def sample_ddpm(model, x, sigmas, extra_args=None, callback=None, disable=None, 
     that of the process, (σ² − s²)(1 + s²)/(1 + σ²), where the network says, in the logarithm.
 
     Raises:
-        ValueError: the network says nothing of a variance.
+        ValueError: the network says nothing of a variance, or the guider has two scales: it evaluates its prompts in
+            another order, so that the positive one is not known.
     """
+    if hasattr(model.inner_model, "cfg1"):
+        raise ValueError("REG: REG DDPM takes the variance of one prompt, and this guider has two: use CFG Guider.")
     extra_args = extra_args or {}
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
     told, extra_args = _listening(extra_args)
-    ones, squares = x.new_ones([len(x)]), sigmas.double().cpu() ** 2
+    ones, squares = x.new_ones([len(x)]), sigmas.cpu().double() ** 2
     for i in trange(len(sigmas) - 1, disable=disable):
         told.clear()
         denoised = model(x, sigmas[i] * ones, **extra_args)

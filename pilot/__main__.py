@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--questions",
         type=Path,
-        help="a text file of answers, one a line, such as a man, a woman; or a folder of such files",
+        help="a text file of questions, one a line: a man / a woman; or a folder of such files",
     )
     run.add_argument("--margin", type=float, default=0.25, help="of what guidance changes: how much may be lost (0.25)")
     run.add_argument(

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from itertools import product
 
 NAMES = ("elementwise", "jacobian", "ratio")  # of REG's rules, which nodes take beside the labels that they show
+BETWEEN_ANSWERS = re.compile(r"\s/\s|\|")
 NONE, CFG = "none", "cfg"  # rules that need no REG node: without guidance, and guided as ComfyUI does
 
 
@@ -167,25 +169,25 @@ def read_prompts(path) -> list[str]:
 
 
 def parse_questions(text: str) -> list[list[str]]:
-    """Questions that are asked of each picture, one a line, its answers apart by |: `a man | a woman`.
+    """Questions that are asked of each picture, one a line, its answers apart by " / " or |: `a man / a woman`.
 
     Raises:
         ValueError: a question has fewer than two answers.
     """
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        answers = [answer.strip() for answer in line.split("|") if answer.strip()]
+        answers = [answer.strip() for answer in BETWEEN_ANSWERS.split(line) if answer.strip()]
         if len(set(answers)) < 2:
-            raise ValueError(f"REG: the question {line!r} needs two or more answers with | between them.")
+            raise ValueError(f"REG: the question {line!r} needs two or more answers with a slash between them.")
         found.append(list(dict.fromkeys(answers)))
     return found
 
 
 def read_questions(path) -> list[list[str]]:
-    """Questions of a UTF-8 file: its lines are the answers to one, or each line is one with | between its answers.
+    """Questions of a UTF-8 file: each line is one, as on the node, or has one of the answers to the only one.
 
     Raises:
         ValueError: the file cannot be read, or a question has fewer than two answers.
     """
     lines = read_prompts(path)
-    return parse_questions("\n".join(lines) if any("|" in line for line in lines) else " | ".join(lines))
+    return parse_questions(("\n" if any(map(BETWEEN_ANSWERS.search, lines)) else " | ").join(lines))

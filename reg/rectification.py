@@ -121,7 +121,7 @@ class Jacobian(Rectification):
     """The whole chain rule α Jᵀg; its gain along the guidance stands for it."""
 
     name, label, symbol, colour = "jacobian", "whole Jacobian", "gain", "#009E73"
-    text = "the paper's derivation with its chain rule kept whole"
+    text = "a fuller form of the paper's rule, known from small models only"
     needs, curve = Needs.VJP, "gain"
 
     def measure(self, step):
@@ -133,7 +133,7 @@ class Ratio(Rectification):
     """One number a sample from how much narrower the conditional posterior is along the guidance; ρ stands for it."""
 
     name, label, symbol, colour = "ratio", "ratio", "ρ", "#CC79A7"
-    text = "one number a picture and step, from how much the prompt narrows what can be seen; ours, without a gradient"
+    text = "one number for each picture and step says how much guidance stays; ours, known from small models only"
     needs, curve = Needs.JVP_BOTH, "rho"
 
     def measure(self, step):
@@ -209,8 +209,11 @@ def gain(guidance: Tensor, rectified: Tensor) -> Tensor:
 
 
 def weight(guidance: Tensor, d_cond: Tensor, d_uncond: Tensor) -> Tensor:
-    """The w of each sample for which g is nearest to w (D_c − D_u), [batch, 1, ...]: the guidance actually in force."""
-    delta = d_cond - d_uncond
+    """The w of each sample for which g is nearest to w (D_c − D_u) where it is not 0, [batch, 1, ...]: the guidance in force.
+
+    Where it is 0, nothing is guided: DiT's guidance moves three of four channels.
+    """
+    delta = torch.where(guidance != 0, d_cond - d_uncond, 0.0)
     norm = per_sample.dot(delta, delta)
     return per_sample.dot(guidance, delta) / torch.where(norm > 0, norm, 1.0)
 

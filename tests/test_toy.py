@@ -60,3 +60,9 @@ def test_refreshed_every_few_steps_as_in_the_lab():
     expected = chains.euler(guide, points().double(), SIGMAS)
     found = through_comfyui(on_model(toy.model(SEED), Options("elementwise", "backward", refresh=4)), "euler", points())
     assert (found - expected).norm(dim=-1).median() < 2e-3
+
+
+def test_it_computes_on_the_processor_beside_any_card(monkeypatch):
+    """In double precision, which not every card has."""
+    monkeypatch.setattr("comfy.model_management.get_torch_device", lambda: torch.device("meta"))
+    assert toy.model(SEED).load_device == torch.device("cpu")

@@ -6,6 +6,7 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 REPORT = "REGReport"  # node id of the report
+RECTIFIES = ("REGModel", "REGGuider", "REGSampler", "REGAutoGuider")
 
 
 def report_follows() -> bool:
@@ -21,11 +22,14 @@ def report_follows() -> bool:
 def rectification_precedes() -> bool:
     """Does a node that rectifies guidance stand upstream of the one that is being executed? True outside a server."""
     prompt, node = _here()
-    return prompt is None or any(_rectifies(prompt.get_node(n)["inputs"]) for n in upstream(prompt, node))
+    return prompt is None or any(_rectifies(prompt, prompt.get_node(n)) for n in upstream(prompt, node))
 
 
-def _rectifies(inputs: dict) -> bool:
-    return "rectification" in inputs and inputs.get("strength") != 0
+def _rectifies(prompt: DynamicPrompt, node: dict) -> bool:
+    inputs = node["inputs"]
+    preset = inputs.get("preset")
+    share = prompt.get_node(preset[0])["inputs"].get("share") if is_link(preset) else None
+    return node["class_type"] in RECTIFIES and inputs.get("strength") != 0 and share != 0
 
 
 def upstream(prompt: DynamicPrompt, node: str) -> set[str]:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ...lab import guides
+from ...reg.rectification import RECTIFICATIONS
 from .. import intervals, markdown
 from . import anisotropy, steps
 from .candidates import CANDIDATES
@@ -44,16 +45,17 @@ class Sweep:
     world_seeds: tuple[int, ...] = (11, 12, 13, 14)
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     samples: int = 500
+    steps: tuple[int, ...] = (40,)
 
     def trials(self, quick: bool) -> Iterator[Trial]:
         """All trials; quick ones leave out worlds, seeds and samples, enough to see that everything runs."""
         world_seeds, seeds, samples = self.world_seeds, self.seeds, self.samples
         if quick:
             world_seeds, seeds, samples = world_seeds[:1], seeds[:2], samples // 4
-        for world, world_seed, w, sampler, rule, seed in product(
-            self.worlds, world_seeds, self.ws, self.samplers, self.rules, seeds
+        for world, world_seed, w, step_count, sampler, rule, seed in product(
+            self.worlds, world_seeds, self.ws, self.steps, self.samplers, self.rules, seeds
         ):
-            yield Trial(world, world_seed, rule, w, sampler, seed, samples=samples)
+            yield Trial(world, world_seed, rule, w, sampler, seed, step_count, samples)
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def with_rectifications(schedule: str, names: tuple[str, ...]) -> tuple[str, ...
     return (schedule, *(f"{schedule}+{name}" for name in names))
 
 
-def refreshed(*names: str) -> tuple[str, ...]:
-    """CFG with each rectification, measured anew every 1, 2, 4 and 8 steps."""
-    return tuple(f"cfg+{name}/{n}" for name in names for n in (1, 2, 4, 8))
+def refreshed(*names: str, every: tuple[int, ...] = (1, 2, 4, 8)) -> tuple[str, ...]:
+    """CFG with each rectification, measured anew every so many steps (0: with doubling gaps)."""
+    return tuple(f"cfg+{name}/{n}" for name in names for n in every)
 
 
 FIELDS = Sweep((), FIELD_WORLDS, (1.0, 3.0, 6.0), world_seeds=(11, 12, 13), seeds=(0, 1), samples=48)
@@ -84,6 +86,7 @@ MIXED = Sweep((), MIXED_WORLDS, (2.0, 6.0), world_seeds=(11, 12, 13), seeds=(0, 
 CHAINS = sum((with_rectifications(schedule, BASIC) for schedule in SCHEDULES), ())
 SPECTRAL = with_rectifications("cfg", (*BASIC, "spectral"))
 HOLDS = ("elementwise", "elementwise-one", "elementwise-variance", "jacobian", "jacobian-variance")
+RHYTHMS = {"rules": ("cfg", *refreshed(*RECTIFICATIONS, every=(1, 0, 4))), "steps": (8, 20, 40)}
 
 TABLES = {
     "plane": Table(
@@ -121,6 +124,14 @@ TABLES = {
                 world_seeds=(11, 12),
                 seeds=(0, 1),
             ),
+        ),
+    ),
+    "rhythms": Table(
+        "Runs of 8, 20 and 40 steps, measured at each step (1), with doubling gaps (0) and at every fourth step (4)",
+        (
+            Sweep(**RHYTHMS, ws=(3.0, 7.0), world_seeds=(11, 12, 13)),
+            replace(FIELDS, **RHYTHMS, worlds=("field 0.6",), ws=(6.0,)),
+            replace(MIXED, **RHYTHMS, worlds=("mixed 0.1",), ws=(6.0,)),
         ),
     ),
     "fields": Table(
@@ -168,7 +179,7 @@ def results(trials: list[Trial], cache: Path, jobs: int) -> pd.DataFrame:
 def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
     """Mean over worlds of a kind and its 95 % bootstrap interval over seeds, a line for each rule and its setting."""
     lines = []
-    keys = ["world", "sampler", "w", "rule"]
+    keys = ["world", "sampler", "steps", "w", "rule"]
     for key, group in rows.groupby(keys, sort=False):
         by_seed = group.groupby("seed")[metric].mean().to_numpy()
         lines.append(dict(zip(keys, key, strict=True)) | asdict(intervals.bootstrap(by_seed)))
@@ -177,10 +188,13 @@ def summary(rows: pd.DataFrame, metric: str = "distance") -> pd.DataFrame:
 
 def rules_by_world(table: pd.DataFrame) -> str:
     """Rules down, worlds, samplers and w across; each cell a mean and how far its interval goes."""
+    several = table.steps.nunique() > 1
     rows = [
         {
             "rule": r.rule,
-            "column": " ".join(filter(None, [r.world, r.sampler, f"w = {r.w:g}" if r.w else ""])),
+            "column": " ".join(
+                filter(None, [r.world, r.sampler, f"w = {r.w:g}" if r.w else "", f"{r.steps} steps" if several else ""])
+            ),
             "cell": f"{r.mean:.3f} ± {(r.high - r.low) / 2:.3f}",
         }
         for r in table.itertuples()
@@ -209,7 +223,8 @@ def relative(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     for (world, rule), group in ratio.groupby([rows.world, rows.rule], sort=False):
         interval = asdict(intervals.bootstrap(group.to_numpy()))
         lines.append(
-            {"world": world, "sampler": "", "w": "", "rule": rule} | {k: np.exp(v) for k, v in interval.items()}
+            {"world": world, "sampler": "", "steps": "", "w": "", "rule": rule}
+            | {k: np.exp(v) for k, v in interval.items()}
         )
     return pd.DataFrame(lines)
 
@@ -240,7 +255,7 @@ def steps_table(options: argparse.Namespace) -> None:
     rows = pd.DataFrame(lines)
     blocks = []
     for metric, what in {"wins": "Share of points nearer than CFG", "rms": "RMS error of the prediction"}.items():
-        table = summary(rows.assign(world="plane", sampler="one step"), metric)
+        table = summary(rows.assign(world="plane", sampler="one step", steps=1), metric)
         blocks.append(f"{what}:\n\n{rules_by_world(table)}")
     note = "\n\nMean over noise levels, ± half the 95 % bootstrap interval over mixtures."
     text = "\n\n".join(blocks) + note

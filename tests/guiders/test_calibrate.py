@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import torch
+from comfy.nested_tensor import NestedTensor
 
 from pack.guiders.attach import on_model
 from pack.guiders.calibrate import calibrate
@@ -20,10 +21,12 @@ class Gaussians(torch.nn.Module):
 
     dtype = torch.float32
 
+    narrow = torch.tensor(NARROW)  # or one for each channel, [channels, 1, 1]
+
     def forward(self, x, t, context=None, **kwargs):
         sigma = self.sigma_of(t).view(-1, 1, 1, 1)
         positive = (context == tiny.POSITIVE[0][0]).all(dim=(1, 2)).view(-1, 1, 1, 1)
-        std, mean = torch.where(positive, NARROW, WIDE), torch.where(positive, MEAN, 0.0)
+        std, mean = torch.where(positive, self.narrow, WIDE), torch.where(positive, MEAN, 0.0)
         x = x * (1 + sigma**2).sqrt()
         return (x - mean) * sigma / (std**2 + sigma**2)
 
@@ -50,6 +53,29 @@ def test_curves_of_gaussians_are_the_closed_forms(gaussians):
     torch.testing.assert_close(measured.rho, narrow / wide, rtol=0.02, atol=0.005)
     torch.testing.assert_close(measured.factor, narrow[:, None].expand(-1, 3), rtol=0.02, atol=0.005)
     assert (measured.effect > 0).all()
+
+
+def test_it_measures_along_the_guidance_that_patches_leave(gaussians):
+    """As DiT's in three of four channels; here in the first, which is narrower than the others."""
+    gaussians.model.diffusion_model.narrow = torch.tensor([NARROW, 1.2, 1.2]).view(-1, 1, 1)
+
+    def first_only(args):
+        cond, uncond = args["conds_out"]
+        return [cond, torch.cat([uncond[:, :1], cond[:, 1:]], dim=1)]
+
+    gaussians.set_model_sampler_pre_cfg_function(first_only)
+    measured = measure(gaussians)
+    sigma = gaussians.model.model_sampling.sigma(gaussians.model.model_sampling.timestep(measured.sigmas))
+    narrow, wide = (std**2 / (std**2 + sigma**2) for std in (NARROW, WIDE))
+    torch.testing.assert_close(measured.gain, narrow, rtol=0.02, atol=0.005)
+    torch.testing.assert_close(measured.rho, narrow / wide, rtol=0.02, atol=0.005)
+
+
+@torch.inference_mode()
+def test_latents_of_several_parts_are_refused_as_such():
+    parts = NestedTensor([torch.zeros(1, tiny.CHANNELS, 4, 4), torch.zeros(1, 2, 8)])
+    with pytest.raises(ValueError, match="REG: latents of several parts cannot be profiled"):
+        nodes.REGCalibrate.execute(tiny.as_model(tiny.Network()), tiny.POSITIVE, tiny.NEGATIVE, {"samples": parts})
 
 
 def test_it_is_reproducible_and_counts_its_progress():

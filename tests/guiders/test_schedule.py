@@ -20,6 +20,7 @@ from pack.guiders.schedule import GuidanceSchedule, percent_of
 from pack.nodes.draw import schedule as draw
 from pack.nodes.guidance import REGGuider
 from pack.nodes.schedule import REGSchedule
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 X = tiny.latent() * 2
@@ -187,7 +188,9 @@ def test_dual_cfg_has_its_shown_term_scaled(model, nested):
     scheduled = on_model(model, Options(strength=0.0, schedule=CONSTANT))
     expected = dual(model, *((6.0, 2.0) if nested else (3.0, 6.0)))
     point = (X, 2.0)
-    (answer,) = tiny.predict(dual(scheduled, 3.0, 2.0), point)
+    with captured_warnings() as warned:
+        (answer,) = tiny.predict(dual(scheduled, 3.0, 2.0), point)
+    assert any("the guidance by the other stays" in sentence for sentence in warned)
     torch.testing.assert_close(answer, tiny.predict(expected, point)[0])
 
 

@@ -177,3 +177,14 @@ def test_figures_belong_to_who_asked_for_them():
 def test_the_default_levels_are_karras():
     high, low, ramp = 80 ** (1 / 7), 0.03 ** (1 / 7), np.linspace(0, 1, 12)
     assert chains.karras(12) == pytest.approx([*(high + ramp * (low - high)) ** 7, 0.0])
+
+
+@pytest.mark.parametrize("draw", [figures.curves, figures.arrows])
+def test_without_guidance_no_rounding_is_drawn(draw):
+    """At cfg 1 every term is 0 but for that."""
+    figure = draw(0.0)
+    if draw is figures.curves:
+        assert all(axes.get_ylim()[1] >= figures.LEAST for axes in figure.axes)
+    else:
+        arrows = [quiver for axes in figure.axes for quiver in axes.collections if isinstance(quiver, Quiver)]
+        assert arrows and max(abs(numbers).max() for quiver in arrows for numbers in (quiver.U, quiver.V)) < 1e-3

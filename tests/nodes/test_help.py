@@ -59,7 +59,9 @@ def test_page_tells_of_everything(node, language):
     inputs = [entry for socket in schema.inputs for entry in [socket, *getattr(socket, "get_all", list)()]]
     told_of = rows(text)
     assert {entry.id for entry in inputs} | {out.display_name or out.io_type for out in schema.outputs} == set(told_of)
+    headings = "".join(re.findall(r"^- \*\*(`.*?)\*\*[:：]", text, flags=re.MULTILINE))
     for entry in schema.inputs:
+        assert names.get(getattr(entry, "display_name", None), "") in headings, "what the node shows"
         options = getattr(entry, "options", None) or []
         for option in options if len(options) < 100 else []:  # a page does not list ImageNet's classes
             value = str(getattr(option, "key", option))

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from types import SimpleNamespace
 
+import folder_paths
 import torch
 from comfy import latent_formats
 from comfy_api.latest import io
@@ -20,9 +21,12 @@ from pack.guiders.options import Options
 from pack.guiders.report import live, record
 from pack.nodes import draw, picture
 from pack.nodes.guidance import REGModel, REGSampler
+from pack.nodes.preset import FOLDER, REGLoadPreset
 from pack.nodes.profile import REGLoadProfile
 from pack.nodes.report import WITHOUT_REG, REGReport
 from pack.nodes.schedule import REGSchedule
+from pack.pilot.arms import Arm
+from pack.pilot.preset import Preset
 from pack.reg.rectification import named
 from pack.tests.guiders import tiny
 
@@ -90,7 +94,7 @@ class Executor:
 @pytest.fixture
 def executor(monkeypatch, tmp_path):
     monkeypatch.setattr("folder_paths.temp_directory", str(tmp_path))
-    ours = (TinyModel, TinyLatent, REGModel, REGSampler, REGReport, REGLoadProfile)
+    ours = (TinyModel, TinyLatent, REGModel, REGSampler, REGReport, REGLoadProfile, REGLoadPreset)
     theirs = (nodes_custom_sampler.SamplerCustom, nodes_custom_sampler.KSamplerSelect)
     theirs += (nodes_custom_sampler.BasicScheduler, nodes_custom_sampler.SamplerCustomAdvanced)
     theirs += (nodes_custom_sampler.CFGGuider, nodes_custom_sampler.RandomNoise)
@@ -213,6 +217,25 @@ def test_saved_workflows_may_name_a_rule_as_they_did(executor, rule):
     assert named(rule).label in text(executor.run(graph(reg=reg)))
 
 
+@pytest.fixture
+def presets(monkeypatch, tmp_path):
+    """A folder with a preset."""
+    (tmp_path / "mine.json").write_text(Preset.of(Arm("ratio", 4.0), {}, evidence="better").text())
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".json"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+
+def test_a_preset_of_no_share_is_no_reg(executor, presets):
+    reg = ("REGModel", {"model": ["tiny", 0], **REG, "preset": ["preset", 0]})
+    prompt = graph(reg=reg, preset=("REGLoadPreset", {"name": "mine.json", "share": 0.0}))
+    assert text(executor.run(prompt)) == WITHOUT_REG
+
+
+def test_a_rule_that_is_left_out_is_the_default_one(executor):
+    prompt = graph(reg=("REGModel", {"model": ["tiny", 0]}), plain=ksampler("tiny", "sampler"), report=report("plain"))
+    assert text(executor.run(prompt)).startswith("REG: no rectified run")
+
+
 def test_what_has_a_default_may_be_left_out(executor):
     prompt = graph(reg=("REGModel", {"model": ["tiny", 0]}), report=("REGReport", {"latent": ["sampler", 0]}))
     assert validated(prompt)[0]
@@ -257,6 +280,14 @@ def test_a_connected_profile_is_enough(executor):
     """It is not made yet when a prompt is looked at."""
     reg = ("REGModel", {"model": ["tiny", 0], "estimator": "profile", "skip_below": 0.1, "profile": ["load", 0]})
     assert validated(graph(reg=reg, load=("REGLoadProfile", {"name": "reg-demo.safetensors"})))[0]
+
+
+def test_a_preset_may_set_right_what_the_node_has(executor, presets):
+    """Each option is looked at by itself then; what they say together is known when the preset is."""
+    inputs = {"model": ["tiny", 0], "estimator": "profile", "preset": ["load", 0]}
+    load = ("REGLoadPreset", {"name": "mine.json", "share": 1.0})
+    assert "reg" not in validated(graph(reg=("REGModel", inputs), load=load))[3]
+    assert "reg" in validated(graph(reg=("REGModel", inputs | {"strength": 5}), load=load))[3]
 
 
 def validated(prompt):

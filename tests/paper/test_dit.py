@@ -119,8 +119,9 @@ def test_guidance_moves_the_first_channels_only(tmp_path):
 def test_a_latent_of_another_size_is_refused(tmp_path):
     guider = comfy.samplers.CFGGuider(models.load_dit(tiny.save(tiny.dit_state(), tmp_path / "dit.pt")))
     guider.set_conds(classes.conditioning([1]), classes.conditioning([]))
-    with pytest.raises(ValueError, match="REG: this DiT draws 64x64 pixels"):
-        predict(guider, (tiny.latent(size=16), 1.0))
+    for size in (16, 9):
+        with pytest.raises(ValueError, match="REG: this DiT draws 64x64 pixels"):
+            predict(guider, (tiny.latent(size=size), 1.0))
 
 
 def test_a_text_prompt_and_an_unknown_class_are_refused(tmp_path):

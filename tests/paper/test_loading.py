@@ -68,6 +68,24 @@ def test_weights_that_are_missing_or_too_many(tmp_path, damage):
     assert "is not a whole checkpoint of DiT: 1 of its weights" in refusal(models.load_dit, path)
 
 
+@pytest.mark.parametrize(
+    "lost", ["unet.enc.8x8_block0.emb_gain", "unet.out_gain", "unet.enc.8x8_block0.conv_res0.weight"]
+)
+def test_an_edm2_that_lacks_something(tmp_path, lost):
+    path, state = tmp_path / "edm2.safetensors", tiny.edm2_state() | tiny.encoder()
+    del state[lost]
+    tiny.save(state, path)
+    assert "is not a whole checkpoint of EDM2" in refusal(models.load_edm2, path)
+
+
+def test_an_edm2_with_something_else_or_without_its_prefix(tmp_path):
+    path, state = tmp_path / "edm2.safetensors", tiny.edm2_state() | tiny.encoder()
+    tiny.save(state | {"unet.other": torch.tensor(1.0)}, path)
+    assert "is not a whole checkpoint of EDM2" in refusal(models.load_edm2, path)
+    tiny.save({name.removeprefix("unet."): value for name, value in state.items()}, path)
+    assert "is not a whole checkpoint of EDM2" in refusal(models.load_edm2, path)
+
+
 def test_latents_whose_scale_is_not_known(tmp_path):
     path = tmp_path / "edm2.safetensors"
     tiny.save(tiny.edm2_state(), path)

@@ -10,6 +10,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import comfy.samplers
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 from pack.guiders.attach import on_model
 from pack.guiders.options import Options
@@ -207,3 +208,11 @@ def test_gradients_go_through_whole_and_in_blocks(tmp_path, caplog, system, dtyp
         out += predict(guider, (NOISE * 3, 3.0))
     assert_close(out[1], out[0])
     assert "no gradient" not in caplog.text
+
+
+def test_the_variance_of_which_prompt_is_not_known_with_two_scales(tmp_path):
+    guider = Guider_DualCFG(models.load_dit(tiny.save(dit_state(), tmp_path / "dit.pt")))
+    guider.set_conds(*(classes.conditioning([i]) for i in (1, 2, 3)))
+    guider.set_cfg(4.0, 1.0)
+    with pytest.raises(ValueError, match="REG: REG DDPM takes the variance of one prompt"):
+        run(guider, sampling.ddpm(), torch.tensor([1.0, 0.5, 0.0]))

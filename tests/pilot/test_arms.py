@@ -96,6 +96,7 @@ def test_a_prompt_file_of_windows_is_read(tmp_path):
 
 
 def test_questions_have_answers():
-    assert parse_questions("a man | a woman\n") == [["a man", "a woman"]]
+    assert parse_questions("a man | a woman\n") == parse_questions("a man / a woman") == [["a man", "a woman"]]
+    assert parse_questions("in 4/4 time / in 3/4 time") == [["in 4/4 time", "in 3/4 time"]]
     with pytest.raises(ValueError, match=r"^REG: the question 'a man'"):
         parse_questions("a man")

@@ -127,3 +127,14 @@ def test_a_profile_averages_the_ratios_factor(w):
     rule = RECTIFICATIONS["ratio"]
     expected = (0.2 / (1 + w * 0.8) + 0.8 / (1 + w * 0.2)) / 2
     torch.testing.assert_close(rule.reuse(rule.from_profile(profile, step), step), expected * w * delta)
+
+
+@every_rank
+def test_the_weight_is_that_of_what_is_guided(shape):
+    """DiT's guidance moves three of four channels: there w is the scale that was set, whatever lies beside."""
+    d_cond, d_uncond = draw(shape, 0), draw(shape, 1)
+    guided = (torch.arange(shape[1]) > 0).to(d_cond).view(-1, *[1] * (len(shape) - 2))
+    if guided.any():
+        w = rectification.weight(4.0 * (d_cond - d_uncond) * guided, d_cond, d_uncond)
+        torch.testing.assert_close(w, torch.full_like(w, 4.0))
+    assert not rectification.weight(0 * d_cond, d_cond, d_uncond).any()

@@ -14,7 +14,7 @@ def test_cfg_is_extrapolation_from_the_unconditional():
 
 def test_autoguidance_is_karras_interpolation():
     """D_0.lerp(D_1, guidance), as EDM2 computes it."""
-    torch.testing.assert_close(STRONG + rules.autoguidance(STRONG, WEAK, 1.1), WEAK.lerp(STRONG, 2.1))
+    torch.testing.assert_close(STRONG + rules.cfg(STRONG, WEAK, 1.1), WEAK.lerp(STRONG, 2.1))
 
 
 def test_no_guidance_at_w_0():

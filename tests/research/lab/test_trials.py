@@ -46,7 +46,7 @@ def test_sweeps_name_rules_that_exist():
 
 def test_table_has_a_line_a_rule_and_a_column_a_setting():
     rows = [
-        {"world": "plane", "sampler": "euler", "w": w, "rule": rule, "seed": seed, "distance": 1.0 + seed}
+        {"world": "plane", "sampler": "euler", "steps": 40, "w": w, "rule": rule, "seed": seed, "distance": 1.0 + seed}
         for w in (1.0, 3.0)
         for rule in ("none", "cfg")
         for seed in range(3)
@@ -56,6 +56,8 @@ def test_table_has_a_line_a_rule_and_a_column_a_setting():
     assert head == ["rule", "plane euler w = 1", "plane euler w = 3"]
     assert [line[0] for line in lines] == ["none", "cfg"]
     assert all(cell.startswith("2.000 ± ") for line in lines for cell in line[1:])
+    more = tables.rules_by_world(tables.summary(pd.DataFrame(rows + [row | {"steps": 8} for row in rows])))
+    assert "plane euler w = 1 40 steps" in more and "plane euler w = 3 8 steps" in more
 
 
 def test_relative_distance_is_paired():
