@@ -129,12 +129,17 @@ def build(
     return config.get_model({})
 
 
-def load(path: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
-    """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file whose header names its config."""
+def load(path: str, compute_dtype: torch.dtype | None = None) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
+    """The trained model as a plain ComfyUI MODEL, and its VAE, from a safetensors file whose header names its config.
+
+    Args:
+        compute_dtype: None leaves it to ComfyUI.
+    """
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
     device = comfy.model_management.get_torch_device()
     dtype = comfy.utils.weight_dtype(state)
-    model = build(config_of(path), dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    compute_dtype = compute_dtype or comfy.model_management.unet_manual_cast(dtype, device)
+    model = build(config_of(path), dtype, compute_dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, comfy.model_management.unet_offload_device())
     model.load_model_weights(state, assign=patcher.is_dynamic())
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
@@ -149,7 +154,7 @@ def config_of(path: str) -> type[DemoConfig]:
 def sigma_at(sampling: torch.nn.Module, ratio: torch.Tensor) -> torch.Tensor:
     """A model's own sigma where noise is `ratio` times as strong as the picture is scaled, within its range, [batch]."""
     flow = isinstance(sampling, comfy.model_sampling.CONST)
-    return (ratio / (1 + ratio) if flow else ratio).clamp(sampling.sigma_min, sampling.sigma_max)
+    return (ratio / (1 + ratio) if flow else ratio).clamp(float(sampling.sigma_min), float(sampling.sigma_max))
 
 
 def scheduler(sampling) -> str:

@@ -26,6 +26,7 @@ from ...reg.profile import Profile
 from . import rules
 
 VERSION = 2
+PRECISION = torch.float32  # on every machine: cells of several are compared with each other
 WEAK = Path(models.__file__).parent / "weights" / "demo-half.safetensors"
 PROMPTS = ("colour=gold", "shape=star")
 MORE_PROMPTS = ("colour=red", "shape=star,colour=violet")  # of the contenders
@@ -92,7 +93,7 @@ class Studio:
 
     @cached_property
     def model(self) -> ModelPatcher:
-        return models.load(self.weights)[0]
+        return models.load(self.weights, PRECISION)[0]
 
     def get(self, cell: Cell) -> Sampled:
         """The cell, sampled unless the cache has it."""
@@ -148,7 +149,7 @@ def calibrated(studio: Studio, model: str, version: int) -> Profile:
 @cache
 def weak_model() -> ModelPatcher:
     """The weak model that a model can be guided away from."""
-    return models.load(WEAK)[0]
+    return models.load(WEAK, PRECISION)[0]
 
 
 def conditioning(prompts: list[str]) -> list:

@@ -7,20 +7,23 @@ from .. import markdown
 from . import rules
 from .tables import interval, over_cfg, over_prompts, rules_by_cfg
 
+CERTAIN = 0.975  # of the replicates
 LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
 
 
 def at_accuracy(means: pd.DataFrame, rule: str, level: float) -> np.ndarray:
     """A rule's distance to the target where it has that condition accuracy, on the line through its cfgs: value and
-    replicates [1 + draws]; NaN where no cfg reaches it."""
+    replicates [1 + draws]; NaN where no cfg reaches it, or not for certain: at the end of a line the replicates that do
+    not reach it say nothing of what lies beyond."""
     line = means[means.rule == rule].sort_values("cfg")
     distance, accuracy = (
         np.column_stack([line[name], np.stack(line[f"{name} replicates"].to_list())]) for name in ("target", "accuracy")
     )
     accuracy = np.maximum.accumulate(accuracy) + 1e-9 * np.arange(len(line))[:, None]
     found = np.array([np.interp(level, a, d) for a, d in zip(accuracy.T, distance.T, strict=True)])
-    return found if accuracy[0, 0] <= level <= accuracy[-1, 0] else np.full_like(found, np.nan)
+    reaches = (accuracy[0] <= level) & (level <= accuracy[-1])
+    return found if reaches[0] and reaches.mean() >= CERTAIN else np.full_like(found, np.nan)
 
 
 def reached(means: pd.DataFrame) -> list[float]:

@@ -171,7 +171,6 @@ def frechet(sampled: np.ndarray, reference: np.ndarray) -> float:
 
 
 @lru_cache
-@lru_cache
 def floor(n: int, w: float, prompt: tuple, repeats: int = 20) -> float:
     """The mean distance of n exact draws, by attribute alone: what a perfect rule would score."""
     exact = references(w, prompt)
@@ -183,6 +182,8 @@ def floor(n: int, w: float, prompt: tuple, repeats: int = 20) -> float:
         if name in target.DISCRETE:
             shares = (values[..., None] == np.arange(len(d.p))).mean(0)
             return np.abs(shares - d.p).sum(-1).mean() / 2
-        return wasserstein(name, values, np.ones_like(values), d).mean() / units()[name]
+        circles = exact["shape"].p[0] if name == "phase" else 0.0  # which have no rotation
+        weights = (rng.random(values.shape) >= circles).astype(float)
+        return wasserstein(name, values, weights, d).mean() / units()[name]
 
     return float(np.mean([of(name) for name in ATTRIBUTES]))

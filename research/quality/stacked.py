@@ -1,5 +1,6 @@
 """REG laid on other guidance, against that guidance alone: at the same cfg, and where both follow the prompt equally well."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,8 @@ def write(readings: Readings, cells: list[Cell], output: Path, command: str) -> 
     prompts = {cell.prompt for cell in cells}
     each = {cfg: complete([cell for cell in cells if cell.cfg == cfg]) for cfg in sorted({cell.cfg for cell in cells})}
     each = {cfg: groups for cfg, groups in each.items() if all((prompt, "cfg", cfg) in groups for prompt in prompts)}
+    if not each:
+        sys.exit("CFG, which the others are compared with, was not sampled yet for every prompt: run it for longer.")
     frame = pd.concat([table(readings, groups) for groups in each.values()])
     means = over_prompts(frame)
     means.drop(columns=[f"{name} replicates" for name in ("target", "accuracy")]).round(5).to_csv(

@@ -57,12 +57,14 @@ def distances_of(seen: measures.Seen, prompt: str, weights: dict[str, float]) ->
 def complete(cells: list[Cell]) -> dict[tuple, list[Cell]]:
     """Cells by (prompt, rule, cfg), the same number of seeds each: fewer pictures would seem farther from the target.
 
-    Groups with fewer seeds than most have are left out, to be shown when they are there.
+    Groups with fewer seeds than most have are left out, to be shown when they are there; CFG's, which others are
+    compared with, never are.
     """
     groups = defaultdict(list)
     for cell in cells:
         groups[cell.prompt, cell.rule, cell.cfg].append(cell)
-    most = int(np.median([len(group) for group in groups.values()]))
+    sizes = [len(group) for group in groups.values()]
+    most = min([int(np.median(sizes)), *(len(group) for (_, rule, _), group in groups.items() if rule == "cfg")])
     return {key: group[:most] for key, group in groups.items() if len(group) >= most}
 
 

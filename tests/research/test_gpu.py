@@ -28,7 +28,7 @@ def frozen():
 @pytest.fixture(scope="module")
 def wan():
     """The family whose network has the fewest kinds of blocks, with two of them."""
-    found = gpu.small(models.architectures(False)["wan2.1"])
+    found = gpu.of_size(models.architectures(False)["wan2.1"], 8)
     found.unet = found.unet | {"num_layers": 2, "dim": 128, "ffn_dim": 256, "num_heads": 1}
     found.text = (8, 4096)
     return found
@@ -37,8 +37,9 @@ def wan():
 def test_all_of_it_runs_small(wan, monkeypatch):
     monkeypatch.setattr(cost, "STEPS", 3)
     monkeypatch.setattr(cost, "LENGTHS", (8, 30))
-    text, good = gpu.page({"wan2.1": wan}, {"wan2.1": wan}, seconds=60)
-    assert good, text
+    checks, reads = list(gpu.correctness({"wan2.1": wan})), list(gpu.synchronisation(wan))
+    text = gpu.page(checks, reads, list(gpu.costs({"wan2.1": wan}, torch.float32, 60)), torch.float32)
+    assert not [check for check in checks if check.good is False], text
     for words in ("no CUDA device", "Wan2.1, bf16: gradient", "streamed weights", "FLASH_ATTENTION", "torch.compile"):
         assert words in text
     for words in ("three interrupts", "out of memory on purpose", "elementwise, difference", "peak memory"):
@@ -124,7 +125,20 @@ def test_a_wrong_gradient_is_seen(wan, monkeypatch):
         return denoised, 0.8 * product
 
     monkeypatch.setattr(gpu.Point, "gradient", wrong)
-    assert [check.good for check in gpu.gradients({"wan2.1": wan}, ["fp32"])] == [False]
+    assert [check.good for check in gpu.gradient(wan, "fp32")] == [False]
+
+
+def test_a_check_that_fails_is_said_and_the_others_go_on(wan, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("something broke")
+
+    for name in ("gradient", "streamed", "compiled", "estimated", "ends", "out_of_memory"):
+        monkeypatch.setattr(gpu, name, lambda *args: iter([]))
+    monkeypatch.setattr(gpu, "estimated", lambda *args: map(fails, [1]))
+    found = {check.what: check for check in gpu.correctness({"wan2.1": wan})}
+    assert found["Wan2.1: batched probe"] == gpu.Check("Wan2.1: batched probe", "something broke", False)
+    kernels = [check.good for what, check in found.items() if "gradient through" in what]
+    assert kernels == [True, None, None]  # a CPU has one of them, and says so of the others
 
 
 def test_a_page_is_written_of_models_that_do_not_fit(wan, monkeypatch):

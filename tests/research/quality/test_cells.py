@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 
 from pack.research.quality import cells
@@ -64,3 +65,9 @@ def test_passes_of_the_network_are_counted(studio, cell):
         "jacobian natural": (6 + 1, 0),
         "ratio": (8 + 2, 0),
     }
+
+
+def test_cells_are_sampled_in_one_precision_on_every_machine(monkeypatch):
+    """A card would take the half precision that the weights are kept in."""
+    monkeypatch.setattr("comfy.model_management.unet_manual_cast", lambda *args, **kwargs: None)
+    assert cells.weak_model.__wrapped__().model.get_dtype_inference() == torch.float32

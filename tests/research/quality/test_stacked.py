@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pack.research.quality import stacked
+from pack.research.quality.cells import Cell
 from pack.tests.research.quality.test_contest import line
 
 MEANS = pd.DataFrame(
@@ -46,6 +47,12 @@ def test_at_an_accuracy_what_no_cfg_reaches_is_left_out():
 def test_an_interval_that_holds_0_is_not_bold():
     one, other = np.array([0.1, 0.0, 0.3]), np.array([0.05, 0.1, 0.0])
     assert stacked.difference(one, other) == "+0.050 (-0.140 to +0.240)"
+
+
+def test_without_cfg_there_is_no_table(tmp_path):
+    cells = [Cell("", prompt, "apg", 5.0, 0) for prompt in ("shape=star", "colour=gold")]
+    with pytest.raises(SystemExit, match="CFG, which the others are compared with"):
+        stacked.write(None, cells, tmp_path, "command")
 
 
 def test_the_plot_has_a_panel_for_each_guidance(tmp_path):

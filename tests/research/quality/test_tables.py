@@ -62,3 +62,10 @@ def test_groups_with_fewer_seeds_than_most_wait():
         "cfg": [0, 1],
         "ratio": [0, 1],
     }
+
+
+def test_the_last_prompts_cfg_is_never_left_out():
+    """Where just over half of the groups have the newest seed."""
+    counts = {("a", "cfg"): 2, ("a", "ratio"): 2, ("b", "cfg"): 1}
+    made = [Cell("", prompt, rule, 3.0, seed) for (prompt, rule), seeds in counts.items() for seed in range(seeds)]
+    assert {key[:2]: len(group) for key, group in tables.complete(made).items()} == dict.fromkeys(counts, 1)
