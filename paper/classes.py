@@ -34,7 +34,7 @@ def parse(text: str) -> list[int]:
 def find(text: str) -> int:
     """One class by its number, its label, its whole name, or a part that no other name has. Raises ValueError."""
     text = text.strip().lower()
-    if text.isdigit():
+    if text.isdecimal():
         if int(text) < len(names()):
             return int(text)
         raise ValueError(f"REG: there is no class {text}: ImageNet's classes are numbered 0 to {len(names()) - 1}.")

@@ -64,12 +64,14 @@ def test_a_crash_at_work_is_explained_by_the_log(start, monkeypatch):
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_a_hanging_server_is_ended_with_its_children(start, monkeypatch):
-    monkeypatch.setattr(server, "START_SECONDS", 3)
+    monkeypatch.setattr(server, "START_SECONDS", 6)  # in which a busy machine starts two Pythons
     monkeypatch.setattr(server, "STOP_SECONDS", 0.5)
     comfyui = start(HANGS_WITH_A_CHILD)
     with pytest.raises(server.ServerError, match="did not answer"), comfyui:
         pass
     child = int(comfyui.log.read_text().split()[0])
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not is_running(comfyui.process.pid)
     assert not is_running(child)

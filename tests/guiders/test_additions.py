@@ -1,6 +1,7 @@
 """What people add to a prompt or a run, on the tiny network, through ComfyUI's nodes: against predictions and steps
 written out by hand. What is added to larger networks is in `test_added_networks.py`."""
 
+from dataclasses import replace
 from inspect import signature
 from itertools import chain
 
@@ -339,6 +340,12 @@ def check_run(model, options, given, patch=lambda model: model, free=None):
 @kinds
 def test_pictures_and_masks(model, options, given):
     check_run(model, options, given)
+
+
+@kinds
+def test_what_is_held_is_of_what_is_free(model, options):
+    """Measured at the first and the fourth step, and held between."""
+    check_run(tiny.as_model(by_hand.Narrowing()), replace(options, refresh=3), RUNS["soft mask"])
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])

@@ -13,6 +13,7 @@ from pack.guiders import attach
 from pack.guiders.attach import RectifiedSampler, memory, on_model
 from pack.guiders.options import Options
 from pack.nodes.guidance import REGGuider
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import by_hand, tiny
 
 X, SIGMA = tiny.latent() * 2, 1.7
@@ -116,3 +117,20 @@ def test_the_sampler_asks_for_as_much(monkeypatch, options, times):
     tiny.predict(tiny.guider(model), (x, SIGMA), wrap=lambda sampler: RectifiedSampler(sampler, options))
     pictures = 2 * (times - 1) * 4
     assert sum(room) == (pytest.approx(model.model.memory_required([pictures, *x.shape[1:]])) if pictures else 0)
+
+
+FIRST, SECOND = Options("elementwise", "backward", refresh=1), Options("jacobian", "backward", refresh=1)
+
+
+def test_of_two_nodes_in_a_chain_the_last_counts(model):
+    for last in (SECOND, Options(strength=0.0)):
+        twice, once = (on_model(m, last) for m in (on_model(model, FIRST), model))
+        assert torch.equal(tiny.sample(tiny.guider(twice)), tiny.sample(tiny.guider(once)))
+
+
+def test_beside_reg_on_the_model_a_reg_sampler_gives_way_and_says_so(model):
+    rectified = on_model(model, FIRST)
+    with captured_warnings() as lines:
+        found = tiny.sample(tiny.guider(rectified), wrap=lambda sampler: RectifiedSampler(sampler, SECOND))
+    assert torch.equal(found, tiny.sample(tiny.guider(rectified)))
+    assert any("this run has REG twice" in line for line in lines)

@@ -18,11 +18,14 @@ from comfy_extras.nodes_mahiro import Mahiro
 
 from pack.guiders.attach import RectifiedSampler, on_model
 from pack.guiders.autoguidance import AutoGuider
+from pack.guiders.checks import describe
 from pack.guiders.options import Options
 from pack.guiders.schedule import GuidanceSchedule
 from pack.nodes.autoguidance import REGAutoGuider
 from pack.reg import estimators, rectification
+from pack.research.benchmarks.cost import flat_profile
 from pack.tests.families import FAMILIES
+from pack.tests.families.measure import captured_warnings
 from pack.tests.guiders import tiny
 
 X, SIGMA, CFG = tiny.latent() * 2, 0.8, 3.0
@@ -262,8 +265,32 @@ def test_refuses_what_cannot_be_compared(model, weak):
     other = tiny.as_model(tiny.Network(seed=1))
     other.model.latent_format = comfy.latent_formats.SDXL()
     refused("works on other latents", model, other)
+    wider = tiny.as_model(tiny.Network(seed=1))
+    wider.model.latent_format = type(model.model.latent_format)()
+    wider.model.latent_format.latent_channels = 16
+    refused("works on other latents", model, wider)
     why = "its loader cannot load it a second time" if LOADS_TWICE else "needs ComfyUI 0.27 or newer"
     refused(why, model, with_other_weights(model))
+
+
+def test_at_cfg_1_a_patch_that_needs_it_sees_the_weak_models_prediction(model, weak):
+    seen, patched = [], model.clone()
+
+    def note(args):
+        seen.append(args["uncond_denoised"].clone())
+        return args["denoised"]
+
+    patched.set_model_sampler_post_cfg_function(note, disable_cfg1_optimization=True)
+    answer(auto(patched, weak, cfg=1.0))
+    torch.testing.assert_close(seen, [alone(weak)])
+
+
+def test_skip_below_is_said_to_do_nothing(model, weak):
+    profile = flat_profile(describe(model.model, tiny.CHANNELS), 0.5)
+    options = Options("ratio", profile=profile, skip_below=0.5)
+    with captured_warnings() as lines:
+        tiny.sample(auto(model, weak, options))
+    assert any("skip_below leaves out the pass of a negative prompt" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["LTXAV", "WAN21_T2V", "SD15"])

@@ -65,6 +65,7 @@ def test_a_measurement_that_says_nothing_leaves_the_one_before(reads):
         (0.0, 2.5, (0.0, 2.5)),
         (0.5, 2.0, (0.5, 2.0)),
         (0.0, 1.0, (0.5, 2.0)),
+        (0.0, 0.5, (0.5, 2.0)),
     ):
         held.keep(torch.full((1, 1), value), torch.full((1, 1), noise))
         assert (held.measurement.value.item(), held.measurement.noise.item()) == kept

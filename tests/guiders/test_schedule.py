@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,6 +176,23 @@ def test_it_wins_over_core_cfg_override(model):
     torch.testing.assert_close(tiny.sample(following(overridden, CONSTANT)), tiny.sample(tiny.guider(model, cfg=6.0)))
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_beyond_the_noise_levels_it_stays_at_its_ends(shape):
+    """Churn adds noise beyond sigma_max."""
+    levels = SimpleNamespace(sigma_min=torch.tensor(0.002), sigma_max=torch.tensor(80.0), percent_to_sigma=None)
+    cfg = GuidanceSchedule(shape, 3.0, cfg_end=1.5, power=2.5, counted_in="sigma").cfg_by_sigma(levels)
+    assert cfg(113.0) == cfg(80.0) and cfg(0.0) == pytest.approx(cfg(0.002), abs=1e-3)
+
+
+def test_dual_cfg_without_guidance_has_nothing_to_scale(model):
+    guider = Guider_DualCFG(on_model(model, Options(strength=0.0, schedule=CONSTANT)))
+    plain = Guider_DualCFG(model)
+    for one in (guider, plain):
+        one.set_conds(tiny.POSITIVE, tiny.MIDDLE, tiny.NEGATIVE)
+        one.set_cfg(3.0, 1.0)
+    torch.testing.assert_close(tiny.predict(guider, (X, 2.0)), tiny.predict(plain, (X, 2.0)))
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_dual_cfg_has_its_shown_term_scaled(model, nested):
     """That guider has no `cfg`; what it shows the hooks is cfg2's term, or nested cfg1's."""
@@ -225,6 +243,7 @@ def test_interval_is_comfyuis_percent_with_both_ends(prediction):
         ({"shape": "constant", "cfg": math.nan}, "between 0 and 100"),
         ({"shape": "cosine", "cfg": 5.0, "power": 0.0}, "above 0"),
         ({"shape": "square", "cfg": 5.0}, "is one of constant, linear, cosine, interval"),
+        ({"shape": "interval", "cfg": 5.0, "end_percent": 1.5}, "end_percent of a schedule must be between 0 and 1"),
     ],
 )
 def test_refused_on_the_node_in_one_sentence(values, words):
@@ -232,6 +251,11 @@ def test_refused_on_the_node_in_one_sentence(values, words):
         REGSchedule.execute(values)
     assert str(error.value).startswith("REG: ")
     assert "\n" not in str(error.value)
+
+
+def test_what_is_not_counted_in_sigma_is_refused():
+    with pytest.raises(ValueError, match="REG: a schedule of shape constant is not counted in sigma"):
+        REGSchedule.execute({"shape": "constant", "cfg": 5.0}, counted_in="sigma")
 
 
 @every

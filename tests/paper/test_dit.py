@@ -63,7 +63,7 @@ def test_it_is_the_dit_of_diffusers(tmp_path, hidden, heads):
     options = {dit.LEARNED_VARIANCE: told.append, "cond_or_uncond": [0]}
     noise = network(x, t, y=y, transformer_options=options)
     theirs = of_diffusers(state, heads, 2, 8)(x, t.long(), class_labels=torch.tensor([0, 7, tiny.CLASSES])).sample
-    assert (torch.cat([noise, told[0][1]], 1) - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+    assert (torch.cat([noise, told[0][1]], 1) - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
 def test_the_sizes_of_the_published_family():

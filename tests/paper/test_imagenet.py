@@ -254,7 +254,10 @@ def test_a_worker_that_dies_loses_nothing(folder):
 
 
 def test_a_cluster_that_is_not_there():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]  # free again in a moment
-    with pytest.raises(remote.Trouble, match=f"REG: there is no Ray cluster at 127.0.0.1:{port} .*ray start --head"):
-        next(remote.run([{}], f"127.0.0.1:{port}"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            remote.Trouble, match=f"REG: there is no Ray cluster at 127.0.0.1:{port} .*ray start --head"
+        ):
+            next(remote.run([{}], f"127.0.0.1:{port}"))

@@ -148,6 +148,7 @@ def test_a_model_can_be_loaded_once_more(folder):
 def test_classes_by_name_number_and_label():
     assert classes.parse("tench, 207, goldfish (1)\nGREAT white shark, Egyptian cat") == [0, 207, 1, 2, 285]
     assert classes.parse(" , ") == []
+    assert classes.names()[classes.find("whistle")] == "whistle"  # though others hold the word
     assert len(classes.labels()) == len(set(classes.labels())) == 1000
     assert [classes.find(label) for label in classes.labels()] != list(range(1000))
     assert sorted(classes.find(label) for label in classes.labels()) == list(range(1000))
@@ -159,6 +160,7 @@ def test_classes_by_name_number_and_label():
         ("1000", "there is no class 1000: ImageNet's classes are numbered 0 to 999"),
         ("shark", r'"shark" fits 2 classes \(great white shark \(2\), tiger shark \(3\)\): name one of them'),
         ("retriever", r'"retriever" fits \d classes \(.*golden retriever \(207\)'),
+        ("²", 'ImageNet has no class "²"; the nearest names are'),
         ("goldn retriver", 'ImageNet has no class "goldn retriver"; the nearest names are golden retriever'),
     ],
 )

@@ -4,12 +4,14 @@ from html import unescape
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pack.demo import world
 from pack.pilot import collect, measures, page
 from pack.pilot.arms import UNGUIDED, Arm, Cell, address, cells
+from pack.pilot.intervals import Estimate
 from pack.pilot.store import Store
-from pack.pilot.verdict import judge
+from pack.pilot.verdict import Change, Comparison, _rounded, judge
 from pack.research import target
 
 BASELINE, GENTLE, HARSH, BROKEN, SAME = (
@@ -185,3 +187,39 @@ def test_the_page_holds_everything(store, verdict):
     lines = (store.folder / "pictures.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + len(ARMS) * 60
     assert len((store.folder / "settings.csv").read_text().splitlines()) == 1 + len(ARMS) * len(verdict.measures)
+
+
+def compared(*gains: tuple[float, float], margin: float = 0.25) -> Comparison:
+    """A setting whose gains are these, and as far around them as the intervals go."""
+    more = measures.Measure("m", "m", 1, None, 10, "")
+    changes = [Change(more, Estimate(gain, reach / 2, gain - reach, gain + reach, 10), 1.0) for gain, reach in gains]
+    return Comparison(GENTLE, changes, margin)
+
+
+def test_a_loss_that_may_exceed_the_margin_is_not_put_up_with():
+    """By the end of its interval, not by what it seems to be."""
+    assert not compared((1, 0.5), (-0.1, 0.2), margin=0.25).is_better
+    assert compared((1, 0.5), (-0.1, 0.2), margin=0.31).is_better
+    assert not compared((0.4, 0.5), (0.0, 0.1)).is_better
+
+
+def test_how_many_pictures_would_settle_it():
+    """An interval is as wide as one over the root of their number."""
+    assert compared((1, 0.5), (-0.1, 0.3)).factor_needed() == pytest.approx((0.3 / 0.15) ** 2)
+    assert compared((0.5, 1), (0.0, 0.1)).factor_needed() == pytest.approx((1 / 0.5) ** 2)
+    assert compared((1, 0.5), (-0.3, 0.1)).factor_needed() == np.inf
+    assert compared((-0.1, 0.2)).factor_needed() == np.inf
+    assert [_rounded(n) for n in (7, 31.2, 312, 5e6)] == ["7", "32", "320", "more than a million"]
+
+
+def test_intervals_hold_for_all_settings_together():
+    """Bonferroni, over Student's paired intervals."""
+    arms = [UNGUIDED, BASELINE, *(Arm("ratio", float(cfg)) for cfg in (2, 3, 4, 5, 6))]
+    scores = np.random.default_rng(0).normal(size=(len(arms), 12))
+    found = judge(measures.Table(arms, [("p", i) for i in range(12)], {"score": scores}), BASELINE)
+    assert found.level == pytest.approx(1 - 0.05 / 5)
+    for comparison in found.comparisons:
+        pair = 100 * scores[[arms.index(comparison.arm), arms.index(BASELINE)]]
+        interval = stats.ttest_rel(*pair).confidence_interval(0.99)
+        raw = comparison.changes[0].raw
+        assert [raw.low, raw.high] == pytest.approx([*interval], abs=0.1 * (interval.high - interval.low))

@@ -66,7 +66,7 @@ def test_ratio_is_identity_where_the_models_agree_and_without_guidance():
     assert torch.equal(rectification.jacobian_ratio(g, g, g), torch.ones(3, 1, dtype=g.dtype))
     assert torch.equal(rectification.jacobian_ratio(0 * g, 0 * g, 0 * g), torch.ones(3, 1, dtype=g.dtype))
     assert torch.equal(rectification.weight(0 * g, j, j), torch.zeros(3, 1, dtype=g.dtype))
-    rho = torch.rand(100, 1, dtype=g.dtype)
+    rho = torch.linspace(0, 1, 100, dtype=g.dtype)[:, None]
     assert torch.equal(rectification.ratio_factor(torch.ones_like(rho), 7.0), torch.ones_like(rho))
     torch.testing.assert_close(rectification.ratio_factor(rho, -1.0), torch.ones_like(rho))
 
@@ -138,3 +138,29 @@ def test_the_weight_is_that_of_what_is_guided(shape):
         w = rectification.weight(4.0 * (d_cond - d_uncond) * guided, d_cond, d_uncond)
         torch.testing.assert_close(w, torch.full_like(w, 4.0))
     assert not rectification.weight(0 * d_cond, d_cond, d_uncond).any()
+
+
+def test_the_weight_is_that_of_what_is_free():
+    delta = draw((1, 3, 4, 4), 0)
+    mask = (torch.arange(4) >= 2).double().expand(1, 1, 4, 4)
+    step = SimpleNamespace(
+        guidance=torch.where(mask > 0, 3.0, 1.0) * delta, d_cond=delta, d_uncond=0 * delta, mask=mask
+    )
+    torch.testing.assert_close(rectification.weight_of(step), torch.full((1, 1, 1, 1), 3.0, dtype=delta.dtype))
+
+
+def test_what_cannot_be_compared_leaves_the_guidance():
+    """An unconditional posterior of negative width is none."""
+    g = torch.ones(1, 4)
+    assert rectification.jacobian_ratio(g, -0.5 * g, -g).item() == 1
+
+
+def test_what_is_clamped_says_nothing_and_a_negative_map_does():
+    ones = torch.ones(2, 1, 1, 1)
+    assert not RECTIFICATIONS["ratio"].is_informative(ones) and not RECTIFICATIONS["jacobian"].is_informative(ones)
+    assert RECTIFICATIONS["elementwise"].is_informative(-ones)
+
+
+def test_from_pure_noise_a_ratio_is_kept_as_it_is():
+    rho = torch.full((1, 1), 0.4)
+    assert torch.equal(RECTIFICATIONS["ratio"].carried(rho, torch.full((1, 1), torch.inf)), rho)

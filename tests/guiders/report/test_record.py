@@ -1,5 +1,8 @@
 """The record of a run: its numbers against what the run did, its bounds, and who gets it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -12,6 +15,7 @@ from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 
 from pack.guiders.attach import RectifiedSampler, on_model
+from pack.guiders.autoguidance import AutoGuider
 from pack.guiders.options import Options
 from pack.guiders.report import record
 from pack.tests.guiders import tiny
@@ -79,6 +83,70 @@ def test_effective_cfg_is_reproduced_by_plain_guidance(model, strength):
     assert seen[0].plain_cfg.item() == pytest.approx(4, rel=1e-4)
     (plain,) = tiny.predict(tiny.guider(model, cfg=seen[0].cfg.item()), (x, sigma))
     torch.testing.assert_close(plain, rectified, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_a_step_under_a_mask():
+    """Of what is free, each sample by itself, at a strength."""
+    g, r, kept = (tiny.latent(batch=2, seed=seed) for seed in (1, 2, 3))
+    w = torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
+    mask = (torch.arange(g.shape[-1]) < 2).float().expand(1, 1, *g.shape[-2:])
+    outside = (1 - mask) * tiny.latent(batch=2, seed=4)
+    step = SimpleNamespace(
+        guidance=w * g + outside, sigma=torch.tensor([2.0, 2.0]), strength=0.5, d_cond=g, d_uncond=0 * g, mask=mask
+    )
+    *_, plain, cfg, correction = record._measures(step, w * r - outside, kept)
+    g, r = g[..., :2], r[..., :2]
+    along = ((g + r) / 2 * g).sum((1, 2, 3)) / (g * g).sum((1, 2, 3))
+    torch.testing.assert_close(plain, torch.tensor(5.0))
+    torch.testing.assert_close(cfg, 1 + (along * w.flatten()).mean())
+    torch.testing.assert_close(correction, ((r - g).flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)).mean())
+
+
+def test_pictures_are_of_high_middle_and_low_noise(model, monkeypatch):
+    """Of the predictions without and with REG; maps of what is left."""
+    frames, first_frames = [], record._first_frames
+
+    def noted(step, rectified):
+        frames.append((step.sigma[0], step.d_cond[:1] + step.guidance[:1], step.d_cond[:1] + rectified[:1]))
+        return first_frames(step, rectified)
+
+    monkeypatch.setattr(record, "_first_frames", noted)
+    found = recorded(model, Options("jacobian", refresh=1))
+    chosen = [frames[i] for i in (0, 2, 4)]  # of five steps
+    picture = record.previewer(model.model.latent_format, frames[0][1])
+    assert [sigma for sigma, *_ in found.previews] == [sigma.item() for sigma, *_ in chosen]
+    for (_, before, after), (_, plain, rectified) in zip(found.previews, chosen, strict=True):
+        assert torch.equal(before, picture(plain)) and torch.equal(after, picture(rectified))
+    assert any(not torch.equal(before, after) for _, before, after in found.previews)
+    assert len(found.maps) == 5 and min(map_.mean() for _, map_ in found.maps) < 0.99
+
+
+def test_some_of_many_are_spread_over_all():
+    assert record._spread_over(list(range(11)), 3) == [0, 5, 10]
+    assert record._spread_over([1, 2], 3) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("extra", "reverse", "words"),
+    [
+        (3, 2, "3 evaluations and 2 reverse passes more than"),
+        (0, 2, "2 reverse passes more than"),
+        (0, 0, "no more than"),
+        (-4, 0, "4 evaluations fewer than"),
+    ],
+)
+def test_the_cost_in_words(model, extra, reverse, words):
+    found = recorded(model, Options())
+    found = replace(found, passes={"cond": 5, "uncond": 5, "extra": extra, "reverse": reverse})
+    assert found.cost_text().startswith(f"cost: {words} the 10 evaluations of CFG")
+
+
+def test_the_passes_of_the_weak_model_are_counted(model):
+    guider = AutoGuider(on_model(model, Options("elementwise", "backward")), tiny.as_model(tiny.Network(seed=1)))
+    guider.set_conds(tiny.POSITIVE)
+    guider.set_cfg(3.0)
+    found = record.find(sample(guider))
+    assert found.passes["cond"] == found.passes["uncond"] == STEPS
 
 
 def test_numbers_of_a_step(model):
@@ -189,5 +257,5 @@ def test_memory_is_bounded():
     assert steps.items == list(range(0, 1000, steps.stride))
     for i in range(200):
         record.file(i, torch.full([1], float(i)))
-    assert len(record._records) == 2 * record.RECORDS_KEPT
+    assert len(record._records) == 2 * 32  # runs, under two latents each, as the help page says
     assert record.find(torch.full([1], 199.0)) == 199
