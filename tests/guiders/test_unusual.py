@@ -273,7 +273,7 @@ class Weakened(by_hand.Narrowing):
         return out * 0.5 if transformer_options.get("weaken") else out
 
 
-def perturbed(first):
+def perturbed(first, copied):
     """A CALC_COND_BATCH wrapper that adds guidance by a weakened evaluation of the same conds, made first or last."""
 
     def wrapper(executor, model, conds, x, sigma, options):
@@ -281,16 +281,19 @@ def perturbed(first):
         order = (weakened, options) if first else (options, weakened)
         out = {id(one): executor(model, conds, x, sigma, one) for one in order}
         plain, weak = out[id(options)], out[id(weakened)]
-        return [plain[0] + 2 * (plain[0] - weak[0]), plain[1]]
+        return [plain[0] + 2 * (plain[0] - weak[0]), plain[1].clone() if copied else plain[1]]
 
     return wrapper
 
 
 @pytest.mark.parametrize("options", by_hand.EVERY_KIND, ids=by_hand.name)
-def test_the_order_of_evaluations_of_one_cond_changes_nothing(options):
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_order_of_evaluations_of_one_cond_changes_nothing(options, copied):
+    """Which of them guidance was made of is known by what was handed on, else by the options."""
+
     def answer(first):
         model = tiny.as_model(Weakened())
-        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "perturbed", perturbed(first))
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "perturbed", perturbed(first, copied))
         return tiny.predict(tiny.guider(on_model(model, options)), *[POINT] * 3)
 
     torch.testing.assert_close(answer(True), answer(False), rtol=1e-5, atol=1e-5)
