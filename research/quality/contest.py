@@ -7,23 +7,28 @@ from .. import markdown
 from . import rules
 from .tables import interval, over_cfg, over_prompts, rules_by_cfg
 
-CERTAIN = 0.975  # of the replicates
 LEVELS = tuple(level / 20 for level in range(8, 20))  # of condition accuracy
 BASES = ("cfg", "c2fg", rules.BEST[0])  # what the others are compared with
 
 
 def at_accuracy(means: pd.DataFrame, rule: str, level: float) -> np.ndarray:
     """A rule's distance to the target where it has that condition accuracy, on the line through its cfgs: value and
-    replicates [1 + draws]; NaN where no cfg reaches it, or not for certain: at the end of a line the replicates that do
-    not reach it say nothing of what lies beyond."""
+    replicates [1 + draws]; NaN where no cfg reaches it.
+
+    Replicates that do not reach it go on as the line itself ends, within what a distance can be: near the end of a line,
+    or where its accuracy hardly rises, they show how little is known.
+    """
     line = means[means.rule == rule].sort_values("cfg")
     distance, accuracy = (
         np.column_stack([line[name], np.stack(line[f"{name} replicates"].to_list())]) for name in ("target", "accuracy")
     )
     accuracy = np.maximum.accumulate(accuracy) + 1e-9 * np.arange(len(line))[:, None]
+    if not accuracy[0, 0] <= level <= accuracy[-1, 0]:
+        return np.full(accuracy.shape[1], np.nan)
     found = np.array([np.interp(level, a, d) for a, d in zip(accuracy.T, distance.T, strict=True)])
-    reaches = (accuracy[0] <= level) & (level <= accuracy[-1])
-    return found if reaches[0] and reaches.mean() >= CERTAIN else np.full_like(found, np.nan)
+    slopes = np.diff(distance[:, 0]) / np.diff(accuracy[:, 0]) if len(line) > 1 else np.zeros(1)
+    beyond = slopes[0] * (level - accuracy[0]).clip(max=0) + slopes[-1] * (level - accuracy[-1]).clip(min=0)
+    return np.where(beyond == 0, found, (found + beyond).clip(0, 1))
 
 
 def reached(means: pd.DataFrame) -> list[float]:

@@ -42,14 +42,22 @@ def test_an_accuracy_that_no_cfg_reaches_is_not_made_up():
     assert np.isnan(contest.at_accuracy(MEANS, "cfg", 0.75)).all()
 
 
-def test_at_the_end_of_a_line_there_is_no_interval_to_tell():
-    """A replicate that does not reach the accuracy would stop at the end, and the interval would be too narrow."""
+@pytest.mark.parametrize(("level", "slope"), [(0.805, 1), (0.85, 1), (0.995, 2)])
+def test_at_the_end_of_a_line_an_interval_is_as_wide_as_within(level, slope):
+    """A replicate that does not reach the accuracy must not stop at the end."""
     one = pd.DataFrame(line("cfg", (0.8, 0.9, 1.0), (0.2, 0.3, 0.5)))
     moved = 0.01 * np.random.default_rng(1).normal(size=measures.RESAMPLES)
     one["accuracy replicates"] = [replicates + moved for replicates in one["accuracy replicates"]]
-    assert np.isnan(contest.at_accuracy(one, "cfg", 0.805)).all()
-    inside = contest.at_accuracy(one, "cfg", 0.85)
-    assert inside[0] == pytest.approx(0.25) and inside[1:].std() == pytest.approx(0.01, rel=0.1)
+    found = contest.at_accuracy(one, "cfg", level)
+    assert found[1:].mean() == pytest.approx(found[0], abs=3e-3)
+    assert found[1:].std() == pytest.approx(0.01 * slope, rel=0.1)
+
+
+def test_where_accuracy_hardly_rises_nothing_is_known():
+    one = pd.DataFrame(line("cfg", (0.8, 0.9, 0.9001), (0.2, 0.3, 0.5)))
+    moved = 0.01 * np.random.default_rng(1).normal(size=measures.RESAMPLES)
+    one["accuracy replicates"] = [replicates + moved for replicates in one["accuracy replicates"]]
+    assert contest.at_accuracy(one, "cfg", 0.9).max() == 1
 
 
 def test_noise_that_two_rules_share_is_none_of_their_difference():
