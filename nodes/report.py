@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..guiders.report import record
 from ..guiders.report.downstream import REPORT, rectification_precedes
+from ..pilot.preset import RECTIFIERS
 from . import draw, picture
 from .checks import require_latent
 
@@ -54,7 +55,7 @@ class REGReport(io.ComfyNode):
     def execute(cls, latent, theme="dark") -> io.NodeOutput:
         require_latent("latent", latent)
         found = record.find(latent["samples"])
-        text = found.summary() if found else NO_RECORD if rectification_precedes() else WITHOUT_REG
+        text = found.summary() if found else NO_RECORD if rectification_precedes(RECTIFIERS) else WITHOUT_REG
         image = picture.record(found, theme) if found else draw.sentence(text, theme)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(latent, image, text, ui=shown)

@@ -9,6 +9,7 @@ from .arms import Arm
 
 FORMAT, VERSION = "reg-preset", 1
 LARGEST = 100_000  # bytes of a file that could be a preset
+RECTIFIERS = ("REGModel", "REGGuider", "REGAutoGuider", "REGSampler")  # the nodes that take a preset
 OPTIONS = {  # what a preset may set, and within which limits
     "rectification": str,
     "estimator": ("auto", "backward", "difference"),

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .arms import NONE, Cell
-from .preset import OPTIONS
+from .preset import OPTIONS, RECTIFIERS
 
-RECTIFIERS = ("REGModel", "REGGuider", "REGAutoGuider", "REGSampler")
 TEXTS = ("text", "text_g", "text_l", "clip_g", "clip_l", "t5xxl", "llama", "prompt", "tags", "caption", "lyrics")
 SEEDS = ("seed", "noise_seed")
 POSITIVES = ("positive", "conditioning")  # inputs of samplers and guiders

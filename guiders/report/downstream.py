@@ -1,12 +1,13 @@
 """The graph that the server is executing, seen from the node that is being executed."""
 
+from collections.abc import Container
+
 from comfy_execution.graph import DynamicPrompt
 from comfy_execution.graph_utils import is_link
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 REPORT = "REGReport"  # node id of the report
-RECTIFIES = ("REGModel", "REGGuider", "REGSampler", "REGAutoGuider")
 
 
 def report_follows() -> bool:
@@ -19,17 +20,23 @@ def report_follows() -> bool:
     return any(places & upstream(prompt, report) for report in reports)
 
 
-def rectification_precedes() -> bool:
-    """Does a node that rectifies guidance stand upstream of the one that is being executed? True outside a server."""
+def rectification_precedes(rectifiers: Container[str]) -> bool:
+    """Does a node that rectifies guidance stand upstream of the one that is being executed? True outside a server.
+
+    Args:
+        rectifiers: ids of such nodes.
+    """
     prompt, node = _here()
-    return prompt is None or any(_rectifies(prompt, prompt.get_node(n)) for n in upstream(prompt, node))
+    if prompt is None:
+        return True
+    before = [prompt.get_node(n) for n in upstream(prompt, node)]
+    return any(found["class_type"] in rectifiers and _rectifies(prompt, found["inputs"]) for found in before)
 
 
-def _rectifies(prompt: DynamicPrompt, node: dict) -> bool:
-    inputs = node["inputs"]
+def _rectifies(prompt: DynamicPrompt, inputs: dict) -> bool:
     preset = inputs.get("preset")
     share = prompt.get_node(preset[0])["inputs"].get("share") if is_link(preset) else None
-    return node["class_type"] in RECTIFIES and inputs.get("strength") != 0 and share != 0
+    return inputs.get("strength") != 0 and share != 0
 
 
 def upstream(prompt: DynamicPrompt, node: str) -> set[str]:
