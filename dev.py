@@ -53,21 +53,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(python: Path, comfyui: Path, module: str, arguments: list[str], site: Sequence[Path] = ()) -> None:
+def run(python: Path, comfyui: Path, module: str, arguments: list[str], site: Sequence[Path] = (), **variables) -> None:
     """Become `python -m module` in the repository's root, with ComfyUI on the path; never returns.
 
     ComfyUI comes before the repository, since both have a `nodes`; -P keeps the working folder from going first.
     """
     os.chdir(ROOT)
     path = os.pathsep.join(map(str, [comfyui, ROOT, *site]))
-    environment = os.environ | {"PYTHONPATH": path, "COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "COMFYUI_PATH": str(comfyui), "PYTHONUNBUFFERED": "1"} | variables
     command = [str(python), "-P", "-m", *module.split(), *arguments]
     if os.name == "nt":  # exec would give the prompt back at once there
         sys.exit(subprocess.call(command, env=environment))
     os.execve(python, command, environment)
 
 
-def carried(what: str, folder: str = "carried", *arguments: str) -> None:
+def carried(command: str, what: str, folder: str = "carried", *arguments: str) -> None:
     """Make the folder that a machine without a network needs, or become the command with it; never returns."""
     from devtools import carried
 
@@ -75,7 +75,7 @@ def carried(what: str, folder: str = "carried", *arguments: str) -> None:
         carried.make(Path(folder))
         sys.exit()
     site, comfyui = carried.unpack(Path(folder).resolve())
-    run(Path(sys.executable), comfyui, COMMANDS["gpu"][0], list(arguments), site)
+    run(Path(sys.executable), comfyui, COMMANDS[command][0], list(arguments), site, REG_STAND_INS="1")
 
 
 def main() -> None:
@@ -85,8 +85,8 @@ def main() -> None:
 
     options = parse_arguments()
     try:
-        if options.command == "gpu" and options.arguments[:1] in (["--wheels"], ["--from"]):
-            carried(*options.arguments)
+        if options.arguments[:1] in (["--wheels"], ["--from"]):
+            carried(options.command, *options.arguments)
         python, comfyui = environment.prepare(options.command)
     except environment.SetupError as error:
         sys.exit(f"\n{error}")

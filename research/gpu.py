@@ -4,41 +4,38 @@ It needs PyTorch and NumPy, and no network: `--wheels FOLDER` makes a folder wit
 as the first argument, runs with it. Without CUDA it does the same, small, on the CPU. Weights are random.
 """
 
-from . import stand_ins  # isort: skip
+import argparse
+import gc
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-STANDING_IN = stand_ins.install()  # before ComfyUI is imported
+import comfy.model_management
+import comfy.ops
+import comfy.samplers
+import torch
+from comfy.model_patcher import CoreModelPatcher
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import argparse  # noqa: E402
-import gc  # noqa: E402
-import platform  # noqa: E402
-import shlex  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager, suppress  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import comfy.model_management  # noqa: E402
-import comfy.ops  # noqa: E402
-import comfy.samplers  # noqa: E402
-import torch  # noqa: E402
-from comfy.model_patcher import CoreModelPatcher  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
-from ..guiders.attach import on_model  # noqa: E402
-from ..guiders.autograd import attention  # noqa: E402
-from ..guiders.autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph  # noqa: E402
-from ..guiders.autograd.checkpointing import blocks  # noqa: E402
-from ..guiders.checks import describe  # noqa: E402
-from ..guiders.estimators import Difference  # noqa: E402
-from ..guiders.options import Options  # noqa: E402
-from ..reg import estimators, refresh  # noqa: E402
-from . import markdown  # noqa: E402
-from .benchmarks import cost, models  # noqa: E402
+from ..guiders.attach import on_model
+from ..guiders.autograd import attention
+from ..guiders.autograd.calls import DifferentiableCalls, GraphOptions, evaluate_with_graph
+from ..guiders.autograd.checkpointing import blocks
+from ..guiders.checks import describe
+from ..guiders.estimators import Difference
+from ..guiders.options import Options
+from ..reg import estimators, refresh
+from . import markdown
+from .benchmarks import cost, models
+from .start import STANDING_IN
 
 GPU = torch.cuda.is_available()
 DEVICE = comfy.model_management.get_torch_device()

@@ -1,10 +1,12 @@
 """Train a demo model: `python3 dev.py train --config demo --output demo/weights/demo.safetensors`.
 
-Everything a step draws comes from (seed, step), so a run can be killed and goes on where it was.
+Everything a step draws comes from (seed, step), so a run can be killed and goes on where it was. On a graphics card
+`--batch 512 --workers 12` keeps it busy; the noise is the card's own there.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
@@ -16,31 +18,33 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from pytorch_optimizer import Muon
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..demo import models, world
 
-BATCH = 32
+BATCH = 32  # where nothing else is said; of the held-out pictures always
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.7, 1.4  # large flat shapes are decided at high noise
 SMALLEST_SCALE = 0.1
 HELD_OUT_SEED = 2**31
 NOT_MATRICES = ("input_blocks.0.", "out.", "time_embed.", "label_emb.")  # of the network: its inputs and output
 
 
-def draw_training_batch(seed: tuple[int, ...], even: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_training_batch(
+    seed: tuple[int, ...], batch: int = BATCH, even: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures in -1 to 1, [batch, 3, 64, 64], and prompt tokens with attributes left out at random.
 
     15 % of the prompts are empty, 30 % lose each attribute with probability one half. `even` lets prompts that state a
     shape state each as often: rare ones are learnt sooner, and what is right for a prompt stays what it is.
     """
     rng = np.random.default_rng((*seed, 1))
-    u = rng.random((BATCH, 1))
-    dropped = (u < 0.15) | ((u < 0.45) & (rng.random((BATCH, len(world.ATTRIBUTES))) < 0.5))
+    u = rng.random((batch, 1))
+    dropped = (u < 0.15) | ((u < 0.45) & (rng.random((batch, len(world.ATTRIBUTES))) < 0.5))
     shape = None
     if even:
-        usual = world.sample_attributes(BATCH, rng).shape
-        shape = np.where(dropped[:, 0], usual, rng.integers(len(world.SHAPES), size=BATCH))
-    pictures, attributes = world.draw_batch(BATCH, seed, shape)
+        usual = world.sample_attributes(batch, rng).shape
+        shape = np.where(dropped[:, 0], usual, rng.integers(len(world.SHAPES), size=batch))
+    pictures, attributes = world.draw_batch(batch, seed, shape)
     tokens = models.encode_prompts(torch.from_numpy(np.where(dropped, -1, attributes)))
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1, tokens
 
@@ -68,6 +72,23 @@ def initialise(network: torch.nn.Module) -> None:
             torch.nn.init.zeros_(module.bias)
 
 
+@dataclass(frozen=True)
+class Drawn(Dataset):
+    """The batches of a training from a step on, [steps]; another process may draw them."""
+
+    steps: int
+    seed: int
+    batch: int
+    start: int = 0
+    even: bool = True
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return draw_training_batch((self.seed, self.start + index), self.batch, self.even)
+
+
 class Training(lightning.LightningModule):
     """EDM's loss, the error of the prediction over that of a Gaussian of the data's variance; at low noise it is capped.
 
@@ -75,7 +96,7 @@ class Training(lightning.LightningModule):
     2312.02696): high noise, where most of the error is chance, does not drown the rest, and still decides what is drawn.
     """
 
-    def __init__(self, config: str, seed: int, steps: int, learning_rate: float):
+    def __init__(self, config: str, seed: int, steps: int, learning_rate: float, batch: int = BATCH, workers: int = 0):
         super().__init__()
         self.save_hyperparameters()
         base = models.build(models.CONFIGS[config])
@@ -85,18 +106,20 @@ class Training(lightning.LightningModule):
         self.evaluate = self.model.forward  # or its compiled form
 
     def errors(
-        self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...], even: bool = False
+        self, evaluate: Callable[..., torch.Tensor], drawn: tuple, seed: tuple[int, ...], even: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each picture, and how much stronger than the picture its noise is: [batch] each.
 
-        `even` draws shapes and noise levels more evenly, for training.
+        `even` draws noise levels more evenly, for training.
         """
-        pictures, tokens = draw_training_batch(seed, even)
-        generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        normal = (spread_normal if even else torch.randn)(BATCH, generator=generator)
-        ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * normal).exp()
-        noise = torch.randn(pictures.shape, generator=generator)
-        pictures, tokens, ratio, noise = (v.to(self.device) for v in (pictures, tokens, ratio, noise))
+        pictures, tokens = (v.to(self.device) for v in drawn)
+        number = int(np.random.default_rng(seed).integers(2**62))
+        generator = torch.Generator().manual_seed(number)
+        normal = (spread_normal if even else torch.randn)(len(pictures), generator=generator)
+        ratio = (LOG_SIGMA_MEAN + LOG_SIGMA_STD * normal).exp().to(self.device)
+        if even and self.device.type != "cpu":  # held-out noise is the same everywhere
+            generator = torch.Generator(self.device).manual_seed(number)
+        noise = torch.randn(pictures.shape, generator=generator, device=generator.device).to(self.device)
         sigma = models.sigma_at(self.sampling, ratio)
         x = self.sampling.noise_scaling(sigma, noise, pictures)
         scaled = self.sampling.calculate_input(sigma, x).to(memory_format=torch.channels_last)
@@ -105,18 +128,26 @@ class Training(lightning.LightningModule):
         scale = ratio * models.SIGMA_DATA / (ratio**2 + models.SIGMA_DATA**2).sqrt()
         return (error / scale.clamp(min=SMALLEST_SCALE).view(-1, 1, 1, 1)).square().mean((1, 2, 3)), ratio
 
-    def loss(self, evaluate: Callable[..., torch.Tensor], seed: tuple[int, ...]) -> torch.Tensor:
-        return self.errors(evaluate, seed)[0].mean()
+    def loss(self, evaluate: Callable[..., torch.Tensor], drawn: tuple, seed: tuple[int, ...]) -> torch.Tensor:
+        return self.errors(evaluate, drawn, seed)[0].mean()
+
+    def train_dataloader(self):
+        """From the step on at which a run that was killed goes on."""
+        drawn = Drawn(self.hparams.steps, self.hparams.seed, self.hparams.batch, self.global_step)
+        return DataLoader(drawn, batch_size=None, num_workers=self.hparams.workers)
+
+    def val_dataloader(self):
+        return DataLoader(Drawn(8, HELD_OUT_SEED, BATCH, even=False), batch_size=None)
 
     def training_step(self, batch, batch_index):
-        errors, ratio = self.errors(self.evaluate, (self.hparams.seed, self.global_step), even=True)
-        self.log("loss", errors.mean(), prog_bar=True)
+        errors, ratio = self.errors(self.evaluate, batch, (self.hparams.seed, self.global_step), even=True)
+        self.log("loss", errors.mean(), prog_bar=True, batch_size=self.hparams.batch)
         return 0.25 * (errors / expected_error(ratio).sqrt()).mean()
 
     def validation_step(self, batch, batch_index):
         self.log(
             "held_out_loss",
-            self.loss(self.model.forward, (HELD_OUT_SEED, batch_index)),
+            self.loss(self.model.forward, batch, (HELD_OUT_SEED, batch_index)),
             prog_bar=True,
             batch_size=BATCH,
         )
@@ -185,6 +216,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures of a step")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
     parser.add_argument("--start", type=Path, help="weights to go on from, with a learning rate that rises again")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the network: two minutes, then a quarter faster"
@@ -195,7 +228,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     lightning.seed_everything(arguments.seed)
-    training = Training(arguments.config, arguments.seed, arguments.steps, arguments.learning_rate)
+    training = Training(
+        *(getattr(arguments, name) for name in ("config", "seed", "steps", "learning_rate", "batch", "workers"))
+    )
     if arguments.start:
         training.model.load_state_dict(load_file(arguments.start))
     if arguments.compile:
@@ -213,19 +248,12 @@ def main() -> None:
             ModelCheckpoint(arguments.work, "{step}", every_n_train_steps=arguments.steps // 4, save_top_k=-1),
         ],
         val_check_interval=min(250, arguments.steps),
-        limit_val_batches=8,
         num_sanity_val_steps=0,
         log_every_n_steps=25,
     )
-    trainer.fit(
-        training,
-        DataLoader(range(arguments.steps)),
-        DataLoader(range(8)),
-        ckpt_path=saved[-1] if saved else None,
-        weights_only=True,
-    )
-    held_out = trainer.validate(training, DataLoader(range(8)))[0]["held_out_loss"]
-    options = ("config", "steps", "seed", "learning_rate", "start")
+    trainer.fit(training, ckpt_path=saved[-1] if saved else None, weights_only=True)
+    held_out = trainer.validate(training)[0]["held_out_loss"]
+    options = ("config", "steps", "seed", "learning_rate", "batch", "start")
     chosen = [
         f"--{name.replace('_', '-')} {value}" for name in options if (value := getattr(arguments, name)) is not None
     ]

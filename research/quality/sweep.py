@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -96,10 +97,11 @@ def fit(cells: list[Cell], weights: Path) -> list[Cell]:
 
 
 def fill(missing: list[Cell], make: Callable[[Cell], object], minutes: float, jobs: int) -> Iterator[tuple]:
-    """(cell, what was made of it) as soon as it is there, for so long; in several processes on processor cores only."""
+    """(cell, what was made of it) as soon as it is there, for so long; in several processes, which may share a card."""
     torch.set_num_threads(1)
     timed = partial(until, time.monotonic() + 60 * minutes, make)
-    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+    spawned = partial(ProcessPoolExecutor, jobs, get_context("spawn"), torch.set_num_threads, (1,))  # CUDA cannot fork
+    with spawned() if jobs > 1 else nullcontext() as pool:
         made = tqdm((pool.map if pool else map)(timed, missing), total=len(missing))
         yield from ((cell, result) for cell, result in zip(missing, made, strict=True) if result is not None)
 

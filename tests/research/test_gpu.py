@@ -74,6 +74,7 @@ def test_every_read_is_counted():
 
 
 BARE = """
+import os
 import sys
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, requires
@@ -100,6 +101,7 @@ class Bare:
         return None if path is None and name in gone else PathFinder.find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+os.environ["REG_STAND_INS"] = "1"
 from research import start
 from pack.guiders.report.live import warn_user
 from pack.research import gpu

@@ -32,17 +32,16 @@ def test_a_perfect_network_has_no_loss(name, monkeypatch):
         return (pictures - at_zero) / per_unit
 
     monkeypatch.setattr(sampling, "noise_scaling", remember)
-    assert training.loss(perfect, (1, 0)) < 1e-5
+    assert training.loss(perfect, train.draw_training_batch((1, 0)), (1, 0)) < 1e-5
 
 
 def test_even_prompts_change_no_conditional_distribution(monkeypatch):
     """A prompt states each shape as often; what it leaves open is distributed as the world says."""
-    monkeypatch.setattr(train, "BATCH", 40_000)
     seen = {}
     monkeypatch.setattr(world, "draw_picture", lambda attributes, i: np.zeros((1, 1, 3), np.uint8))
     monkeypatch.setattr(models, "encode_prompts", lambda index: seen.setdefault("index", index))
     monkeypatch.setattr(world, "draw_batch", remember(seen, world.draw_batch))
-    train.draw_training_batch((1, 0), even=True)
+    train.draw_training_batch((1, 0), 40_000, even=True)
     stated, shape, colour = seen["index"][:, 0].numpy() >= 0, *seen["attributes"][:, :2].T
     assert share(shape[stated], 4) == pytest.approx(np.full(4, 0.25), abs=0.02)
     assert share(shape[~stated], 4) == pytest.approx(world.P_SHAPE, abs=0.02)
