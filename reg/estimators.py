@@ -37,6 +37,7 @@ class Evaluation:
 
     x: Tensor  # [batch, ...] leaf of the graph
     denoised: Tensor  # [batch, ...]
+    owner: object = None  # of what the graph needs
 
     def pull_back(self, v: Tensor) -> Tensor:
         """Jᵀv, exactly, [batch, ...]; frees the graph.

@@ -6,12 +6,12 @@ is patched and nothing has to be restored.
 """
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ except ImportError:  # a ComfyUI without comfy-kitchen has nothing to replace
     kitchen = None
 
 MODULE_SLOTS = frozenset(torch.nn.Module().__dict__)  # what every module has, whose tensors keep no graph
-_locks: WeakKeyDictionary = WeakKeyDictionary()  # by network: one thread at a time overrides parts of it
+_locks = weakref.WeakKeyDictionary()  # by network: one thread at a time overrides parts of it
 SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split")
 
 
@@ -54,16 +54,19 @@ def evaluate_with_graph(denoise: Callable, x: Tensor, network: torch.nn.Module, 
         if options.checkpoints:
             stack.enter_context(checkpointed(network, lambda: _recording(network, options)))
         stack.enter_context(_must_keep_gradient(network))
-        stack.enter_context(_recording(network, options))
-        return evaluate(denoise, x)
+        saved = stack.enter_context(_recording(network, options))
+        found = evaluate(denoise, x)
+    return replace(found, owner=saved)
 
 
 @contextmanager
 def _recording(network: torch.nn.Module, options: GraphOptions):
-    """Where autograd can record the network."""
-    copies = _copied_activations(network) if options.copies else nullcontext()
-    with _lock_of(network), copies, recompute_weights(network, DifferentiableCalls), DifferentiableCalls():
-        yield
+    """Where autograd can record the network: gives what has to be kept until the graph was used."""
+    saved = Saved()
+    own = {w.untyped_storage().data_ptr() for w in network.parameters() if _is_plain(w)} if options.copies else None
+    hooks = saved_tensors_hooks(partial(_pack, saved.held, own), _unpack)
+    with _lock_of(network), hooks, recompute_weights(network, DifferentiableCalls), DifferentiableCalls():
+        yield saved
 
 
 def _lock_of(network: torch.nn.Module) -> threading.RLock:
@@ -205,9 +208,47 @@ def _slices_of(split: Callable) -> Callable:
     return parts
 
 
-def _copied_activations(network: torch.nn.Module) -> saved_tensors_hooks:
-    """Autograd saves copies of activations, which later writes cannot reach, and the weights themselves."""
-    own = {w.untyped_storage().data_ptr() for w in network.parameters() if _is_plain(w)}
-    return saved_tensors_hooks(
-        lambda t: t.clone() if _is_plain(t) and t.untyped_storage().data_ptr() not in own else t, lambda t: t
-    )
+class Saved:
+    """What autograd saves, which it lets go of when this is deleted.
+
+    A tensor that is written into after it was saved holds the graph that holds it, where no garbage collector looks: a
+    graph that was not used up, since it failed or was not wanted, would stay for ever.
+    """
+
+    def __init__(self):
+        self.held: list[weakref.ref[_Held]] = []
+
+    def __del__(self):
+        for reference in self.held:
+            if (held := reference()) is not None:
+                held.tensor = None
+
+
+class _Held:
+    """A saved tensor, and its version then: where there are hooks, autograd leaves it to them to look."""
+
+    __slots__ = ("__weakref__", "tensor", "version")
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.version = None if tensor.is_inference() else tensor._version
+
+
+def _pack(known: list, own: set[int] | None, tensor: Tensor) -> _Held:
+    """A tensor to be saved; a copy of it, which later writes cannot reach, unless it is one of the network's `own`.
+
+    The graph keeps its hooks: they must not keep `Saved`.
+    """
+    copied = own is not None and _is_plain(tensor) and tensor.untyped_storage().data_ptr() not in own
+    held = _Held(tensor.clone() if copied else tensor)
+    known.append(weakref.ref(held))
+    return held
+
+
+def _unpack(held: _Held) -> Tensor:
+    """The saved tensor. Raises RuntimeError where it is not what it was: with autograd's own words."""
+    if held.version is not None and held.tensor._version != held.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation"
+        )
+    return held.tensor

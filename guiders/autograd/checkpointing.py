@@ -123,7 +123,7 @@ class _Node(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
         same_numbers = ctx.rng.replayed() if ctx.rng else nullcontext()
-        with torch.enable_grad(), same_numbers, ctx.context():
+        with torch.enable_grad(), same_numbers, ctx.context() as _saved:  # lives until the graph was used
             out = ctx.evaluate(*leaves)
         pairs = [(o, g) for o, g in zip(out, gradients, strict=True) if g is not None and o.requires_grad]
         outputs, arrived = zip(*pairs, strict=True)

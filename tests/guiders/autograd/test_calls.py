@@ -1,5 +1,6 @@
 """Calls that autograd cannot record, and weights that it refuses: the gradient is that of the plain network."""
 
+import gc
 import logging
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
 import torch
 
 from pack.guiders.attach import on_model
+from pack.guiders.autograd.calls import GraphOptions, evaluate_with_graph
 from pack.guiders.options import Options
 from pack.tests.guiders import by_hand, networks, tiny
 
@@ -51,6 +53,56 @@ def test_a_model_that_writes_into_saved_tensors_still_has_a_gradient(model, rect
     assert not [r for r in caplog.records if "REG" in r.getMessage()]
     for answer, expected in zip(answers, tiny.predict(tiny.guider(on_model(model, options)), *points), strict=True):
         torch.testing.assert_close(answer, expected)
+
+
+class Overwritten(torch.nn.Module):
+    """Saves a tensor, then writes into it what comes of it."""
+
+    fails = False
+
+    def forward(self, x):
+        y = x * 2
+        y.add_(y.square())
+        if self.fails:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return y.mul(3)
+
+
+def graphs():
+    return [o for o in gc.get_objects() if type(o) is torch.Tensor and o.grad_fn is not None]
+
+
+@pytest.mark.parametrize("end", ["backward fails", "forward fails", "unused", "in a block that is evaluated again"])
+def test_a_graph_that_is_not_used_up_stays_nowhere(end):
+    """Not even until Python looks for cycles: it would be the card's memory."""
+    network = torch.nn.Sequential(Overwritten()) if end != "in a block that is evaluated again" else Blocks()
+    gc.collect()
+    before = len(graphs())
+    gc.disable()
+    try:
+        if end == "forward fails":
+            network[0].fails = True
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                evaluate_with_graph(network, X, network, GraphOptions())
+        else:
+            found = evaluate_with_graph(network, X, network, GraphOptions(checkpoints=isinstance(network, Blocks)))
+            assert len(graphs()) > before
+            if end != "unused":
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    found.pull_back(X)
+            del found
+        assert len(graphs()) == before
+    finally:
+        gc.enable()
+
+
+class Blocks(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Overwritten()])
+
+    def forward(self, x):
+        return self.blocks[0](x)
 
 
 def test_weights_of_inference_mode_have_the_same_gradient(model):
