@@ -1,7 +1,8 @@
 """What `dev.py gpu` needs beyond PyTorch and NumPy, in a folder that is carried to a machine without a network.
 
 Standard library only. `python3 dev.py gpu --wheels FOLDER` makes the folder, on a machine with a network and the same
-Python version and kind of system; `python3 dev.py gpu --from FOLDER` uses it.
+kind of system; `python3 dev.py gpu --from FOLDER` uses it. Other commands take `--from FOLDER`, too, where the machine
+has what they import besides.
 """
 
 import importlib.util
@@ -19,6 +20,7 @@ WHEELS = {  # module: distribution
     "einops": "einops",
     "packaging": "packaging",
     "psutil": "psutil",
+    "pytorch_optimizer": "pytorch-optimizer",
     "safetensors": "safetensors",
     "tabulate": "tabulate",
     "torchsde": "torchsde",
@@ -26,9 +28,10 @@ WHEELS = {  # module: distribution
     "trampoline": "trampoline",
 }
 THERE_ALREADY = ("torch", "numpy")
+WITHOUT_KERNELS = ("comfy-kitchen",)  # its own for CUDA are 45 MB, and PyTorch's serve
 COMFYUI = "ComfyUI.zip"
 LARGEST_CONFIG = 100_000  # bytes; tokenizers' vocabularies are larger, and no text is encoded
-MEGABYTES = 60
+MEGABYTES = 10
 
 
 def make(folder: Path) -> None:
@@ -36,9 +39,10 @@ def make(folder: Path) -> None:
     python, comfyui = prepare()
     folder.mkdir(parents=True, exist_ok=True)
     versions = _required(comfyui / "requirements.txt") | _required(PINS / "constraints.txt")
-    wanted = [f"{name}{versions.get(name, '')}" for name in WHEELS.values()]
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
-    subprocess.run([python, "-m", "pip", "download", *options, *wanted], check=True)
+    for names, platform in ((set(WHEELS.values()) - {*WITHOUT_KERNELS}, []), (WITHOUT_KERNELS, ["--platform", "any"])):
+        wanted = [f"{name}{versions.get(name, '')}" for name in sorted(names)]
+        subprocess.run([python, "-m", "pip", "download", *options, *platform, *wanted], check=True)
     with zipfile.ZipFile(folder / COMFYUI, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(comfyui.rglob("*")):
             config = file.suffix in (".json", ".txt", ".toml") and file.stat().st_size < LARGEST_CONFIG
