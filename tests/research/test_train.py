@@ -1,5 +1,7 @@
 """The training's loss, of every kind of demo model."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("comfy", reason="needs ComfyUI: python3 dev.py test")
@@ -59,6 +61,24 @@ def remember(seen, draw):
         return pictures, seen["attributes"]
 
     return drawn
+
+
+def test_a_run_that_goes_on_draws_what_it_would_have_drawn():
+    training = train.Training("demo", seed=1, steps=9, learning_rate=0.1, batch=2)
+    training.trainer = SimpleNamespace(global_step=4)
+    pictures, tokens = next(iter(training.train_dataloader()))
+    expected = train.draw_training_batch((1, 4), 2, even=True)
+    assert torch.equal(pictures, expected[0]) and torch.equal(tokens, expected[1])
+
+
+def test_held_out_noise_does_not_depend_on_the_batch_or_the_run():
+    losses = []
+    for seed, batch in ((1, 2), (5, 7)):
+        torch.manual_seed(0)
+        training = train.Training("demo", seed, 9, 0.1, batch)
+        drawn = next(iter(training.val_dataloader()))
+        losses.append(training.loss(lambda x, t, context: torch.zeros_like(x), drawn, (train.HELD_OUT_SEED, 0)))
+    assert len(drawn[0]) == train.BATCH and losses[0] == losses[1]
 
 
 def test_noise_levels_are_spread_evenly_and_stay_normal():
