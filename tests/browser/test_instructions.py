@@ -118,7 +118,7 @@ def test_strength_0_a_bypassed_and_a_deleted_report(opened):
     gui.js(BESIDE, "REG Report")
     run(gui)
     line = gui.until(lambda: gui.line("Sample with REG"), "the line")
-    cfg = re.fullmatch(r"REG: (cfg 8\.0 → \d\.\d), REG \(paper\)", line)[1]
+    cfg = re.fullmatch(r"REG: (cfg 8\.0 → \d+\.\d), REG \(paper\)", line)[1]
     says(gui, "REG Report", cfg)
     shows(gui, "REG Report")
     gui.js("app.canvas.ds.offset[0] -= 400; app.graph.setDirtyCanvas(true, true)")  # the report is on the right
