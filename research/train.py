@@ -229,7 +229,12 @@ def main() -> None:
     arguments = parse_arguments()
     lightning.seed_everything(arguments.seed)
     training = Training(
-        *(getattr(arguments, name) for name in ("config", "seed", "steps", "learning_rate", "batch", "workers"))
+        arguments.config,
+        arguments.seed,
+        arguments.steps,
+        arguments.learning_rate,
+        batch=arguments.batch,
+        workers=arguments.workers,
     )
     if arguments.start:
         training.model.load_state_dict(load_file(arguments.start))

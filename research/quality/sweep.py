@@ -100,8 +100,9 @@ def fill(missing: list[Cell], make: Callable[[Cell], object], minutes: float, jo
     """(cell, what was made of it) as soon as it is there, for so long; in several processes, which may share a card."""
     torch.set_num_threads(1)
     timed = partial(until, time.monotonic() + 60 * minutes, make)
-    spawned = partial(ProcessPoolExecutor, jobs, get_context("spawn"), torch.set_num_threads, (1,))  # CUDA cannot fork
-    with spawned() if jobs > 1 else nullcontext() as pool:
+    spawn = get_context("spawn")  # CUDA cannot fork
+    workers = ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) if jobs > 1 else nullcontext()
+    with workers as pool:
         made = tqdm((pool.map if pool else map)(timed, missing), total=len(missing))
         yield from ((cell, result) for cell, result in zip(missing, made, strict=True) if result is not None)
 
