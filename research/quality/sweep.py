@@ -136,7 +136,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="pictures of a cell")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--stacked", action="store_true", help="REG on other guidance against that guidance alone")
-    parser.add_argument("--seeds", type=int, default=8, help="cells of each with --stacked; one of 256 suits a GPU")
+    parser.add_argument("--seeds", type=int, default=8, help="cells of each with --stacked")
     parser.add_argument("--facts", action="store_true", help="Jacobian facts by noise level, in place of the sweep")
     return parser.parse_args()
 
